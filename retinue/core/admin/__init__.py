@@ -1,0 +1,1 @@
+"""HTTP for state and metrics, and what libraries register there."""

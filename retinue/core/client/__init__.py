@@ -1,0 +1,1 @@
+"""The calling side: leases in use, calls in flight, references, futures."""

@@ -1,0 +1,1 @@
+"""One machine: its worker pool, leases, object store, logs and memory."""

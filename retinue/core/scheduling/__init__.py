@@ -1,0 +1,1 @@
+"""Resources, leases and placement, decided in pure code."""

@@ -1,0 +1,957 @@
+"""Every message that crosses a process border inside Retinue.
+
+All are msgspec Structs encoded as msgpack arrays with an integer tag. New fields go last and have
+defaults, so that older and newer processes can talk. A message with a `rid` other than 0 is a request
+and is answered by exactly one `Response` with the same `rid` on the same connection; everything else
+is one-way. Bytes that are not ours to look into (pickles, definitions, log text) travel behind the
+header as the frame's payload, never in a field.
+
+Kinds of connection, named in `Hello.kind`:
+  calls    caller -> worker: Define, LeaseBegin, Call, ... and Reply, StreamItem back
+  peer     any process -> any process, served by its control thread: ownership, cancel, queries
+  agent    worker or driver -> its node agent: registration, leases, store
+  head     agent, driver or worker -> head: cluster state
+  node     node agent -> node agent: forwarded leases, object lookups
+  pull     node agent -> node agent: the bulk connection of object transfers (not framed after Hello)
+  door     library -> library over `retinue.core.doors`
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Message(Struct, array_like=True, gc=False):
+    """Base of all messages."""
+
+
+class Response(Message):
+    """Base of the messages that answer a request; they match it by `rid`."""
+
+
+# --- parts of messages ---------------------------------------------------------------------------------
+
+
+class Address(Struct, array_like=True, frozen=True, gc=False):
+    """Where a process listens. Processes of one node use `path` (a Unix socket), others host and port."""
+
+    worker_id: bytes
+    node_id: bytes
+    path: str
+    host: str = ""
+    port: int = 0
+
+
+class WorkerEnv(Struct, array_like=True, frozen=True):
+    """What a worker process must be like before it runs user code. Its encoding is the pool's key."""
+
+    job_id: bytes
+    env_vars: dict[str, str] = {}
+    working_dir: str = ""
+    sys_path: list[str] = []
+    preload: list[str] = []
+    py_executable: str = ""
+    main_script: str = ""
+    runtime_env: str = "{}"  # the user's runtime_env as JSON, for the runtime context
+
+
+class WorkerStart(Struct, array_like=True):
+    """What a new worker process is told by its zygote (or on its command line where it is exec'ed)."""
+
+    worker_id: bytes
+    node_id: bytes
+    agent: Address
+    token: bytes
+    session_dir: str
+    node_dir: str
+    env: WorkerEnv
+    start_token: int
+    lifeline_fd: int  # end of file there means that the agent is gone
+    socket_path: str  # where the worker is to listen
+    tcp_host: str = ""  # listen on TCP as well, for callers on other nodes; "" = Unix socket only
+    num_threads: int = 1  # for BLAS and OpenMP, until a lease says more
+
+
+class Shape(Struct, array_like=True, frozen=True):
+    """What the tasks of one lease have in common: resources (CPU, GPU, memory, custom), environment, placement.
+
+    `strategy` is "" (default: pack, then spill), "SPREAD", or "node:<hex>[:soft]".
+    """
+
+    resources: dict[str, float]
+    env: WorkerEnv
+    strategy: str = ""
+
+
+class DeathInfo(Struct, array_like=True, frozen=True):
+    """How a process died, for the error that its callers get."""
+
+    worker_id: bytes = b""
+    pid: int = 0
+    exit_code: int | None = None  # None while unknown or when a signal ended it
+    signal: int | None = None
+    reason: str = ""  # "" for none known; "out of memory: ..." when the monitor ended it
+    log_tail: str = ""
+    node_id: bytes = b""
+    intended: bool = False  # asked for (kill, exit_actor, out of scope), not a crash
+
+    def describe(self) -> str:
+        """One paragraph for an error message: who died and how, with its last log lines."""
+        if self.signal is not None:
+            how = f"killed by signal {self.signal}"
+        elif self.exit_code is not None:
+            how = f"exited with code {self.exit_code}"
+        else:
+            how = "ended"
+        text = f"worker process {self.pid} {how}" if self.pid else how
+        if self.reason:
+            text += f" ({self.reason})"
+        if self.log_tail:
+            text += "; its last output:\n" + self.log_tail.rstrip()
+        return text
+
+
+class CallOptions(Struct, array_like=True):
+    """What most calls do not have; None in their Call."""
+
+    name: str = ""  # the task's name for people, "" = the function's
+    concurrency_group: str = ""
+    attempt: int = 0
+    streaming: bool = False
+    stream_backpressure: int = -1  # unconsumed items after which the generator pauses; -1 = never
+    deadline: float = 0.0  # wall clock seconds, 0 = none
+    trace: str = ""  # W3C traceparent
+    retry_exceptions: bool = False
+    max_calls: int = 0
+    args_object: StoredObject | None = None  # arguments too large for a frame lie in the arena
+    out_of_order: bool = False
+    request_id: str = ""
+
+
+class StoredObject(Struct, array_like=True, frozen=True):
+    """An object in some node's store: enough for any process to find it."""
+
+    object_id: bytes
+    owner: Address
+    node_id: bytes  # a node that has a copy
+    size: int
+
+
+class Dependency(Struct, array_like=True, frozen=True):
+    """A top-level ObjectRef argument, resolved by the caller: its bytes, or where they lie.
+
+    The dependencies of a call are encoded as one msgpack list behind the arguments.
+    """
+
+    blob: bytes | None = None
+    stored: StoredObject | None = None
+
+
+class RefCount(Struct, array_like=True, frozen=True):
+    """A reference handed on: `object_id` with its owner (an actor's id where a handle is meant)."""
+
+    object_id: bytes
+    owner: Address
+    count: int = 1
+
+
+class ReturnInfo(Struct, array_like=True, frozen=True):
+    """One of several returns. `size` bytes of the payload are its blob, unless it is stored."""
+
+    size: int = 0
+    stored: bool = False
+    is_error: bool = False
+    contained: list[RefCount] = []
+
+
+# --- every connection ----------------------------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """The first frame of every connection: its kind and who speaks."""
+
+    kind: str
+    sender: Address
+    job_id: bytes = b""
+    protocol: int = 1
+
+
+class Ok(Response, tag=2):
+    """Done; carries whatever small answer the request documents."""
+
+    rid: int
+    value: int = 0
+
+
+class Failure(Response, tag=3):
+    """Not done. `kind` is the name of a class in `retinue.exceptions`; nothing has changed."""
+
+    rid: int
+    kind: str
+    message: str
+
+
+class Document(Response, tag=4):
+    """An answer for people or tools; the payload is msgpack."""
+
+    rid: int
+
+
+class Ping(Message, tag=5):
+    """Answered by Ok."""
+
+    rid: int
+
+
+class Query(Message, tag=6):
+    """Ask a process about itself ("tasks", "objects", "stack", "metrics", "memory"); answered by Document."""
+
+    rid: int
+    what: str
+    arguments: dict[str, str] = {}
+
+
+# --- calls: caller -> worker ----------------------------------------------------------------------------
+
+
+class Define(Message, tag=10):
+    """A function or class definition (payload, part `index` of `total`), before the first call that needs it."""
+
+    key: bytes
+    index: int = 0
+    total: int = 1
+
+
+class LeaseBegin(Message, tag=11):
+    """The worker is leased to this caller: what it may use until LeaseEnd or the connection's end."""
+
+    lease_id: int
+    resources: dict[str, float]
+    instances: dict[str, list[float]] = {}  # e.g. {"GPU": [0, 0, 0.5]}: the share of each index
+
+
+class Call(Message, tag=12):
+    """Run a function (`target` its key) or an actor's method (`method` its name).
+
+    Payload: `args_size` bytes of pickled (args, kwargs), then the encoded dependencies; empty = no
+    arguments. `seq` counts the calls of one caller to one actor, from 0 at each incarnation.
+    """
+
+    task_id: bytes
+    target: bytes
+    method: str
+    num_returns: int
+    args_size: int
+    seq: int = 0
+    incarnation: int = 0
+    options: CallOptions | None = None
+
+
+class Reply(Message, tag=13):
+    """The call is over. One inline return: the payload is its blob. Otherwise `returns` says.
+
+    `status`: 0 returns, 1 the payload is an error blob, 2 cancelled, 3 refused (wrong incarnation).
+    `exec_us`: how long user code ran. `held`: references from the arguments that the worker keeps.
+    """
+
+    task_id: bytes
+    status: int = 0
+    exec_us: int = 0
+    returns: list[ReturnInfo] | None = None
+
+
+class HandBack(Message, tag=14):
+    """These calls were not started and will not be; the caller may place them elsewhere."""
+
+    task_ids: list[bytes]
+
+
+class StreamItem(Message, tag=15):
+    """Item `index` of a streaming generator."""
+
+    task_id: bytes
+    index: int
+    info: ReturnInfo
+
+
+class StreamCredit(Message, tag=16):
+    """The consumer has taken `consumed` items; the generator may go on that far plus its back-pressure."""
+
+    task_id: bytes
+    consumed: int
+
+
+class WorkerExit(Message, tag=17):
+    """The worker will take no more calls on this connection (max_calls reached, or it exits)."""
+
+    reason: str = ""
+
+
+REPLY_RETURNS, REPLY_ERROR, REPLY_CANCELLED, REPLY_REFUSED = 0, 1, 2, 3
+
+
+# --- peer: ownership, cancel ----------------------------------------------------------------------------
+
+
+class Locate(Message, tag=20):
+    """Ask the owner for an object; answered by Located, with `wait` only once the object is there."""
+
+    rid: int
+    object_id: bytes
+    wait: bool = True
+
+
+class Located(Response, tag=21):
+    """Where the object is: `state` as in `ownership.table`; an inline or error blob is the payload.
+
+    The receiver is not counted as a borrower of `contained` by this; it asks if it keeps any.
+    """
+
+    rid: int
+    state: int
+    nodes: list[bytes] = []
+    size: int = 0
+
+
+class AddBorrowers(Message, tag=22):
+    """Count `borrower` as holding these references of the receiver's; answered by Ok."""
+
+    rid: int
+    refs: list[tuple[bytes, int]]
+    borrower: Address
+
+
+class RemoveBorrower(Message, tag=23):
+    """The sender no longer holds these references; `count` is how often it had been counted."""
+
+    refs: list[tuple[bytes, int]]
+
+
+class CancelCall(Message, tag=24):
+    """Cancel the call, and with `recursive` those that it made."""
+
+    task_id: bytes
+    force: bool = False
+    recursive: bool = True
+
+
+class CopyLost(Message, tag=25):
+    """The copy on `node_id` is gone; the owner forgets it and makes the object again if it must."""
+
+    object_id: bytes
+    node_id: bytes
+
+
+class CopyAdded(Message, tag=26):
+    """A node now has a copy as well."""
+
+    object_id: bytes
+    node_id: bytes
+
+
+# --- agent: worker or driver -> its node agent ---------------------------------------------------------------
+
+
+class RegisterProcess(Message, tag=40):
+    """First request of a driver or worker; answered by Registered."""
+
+    rid: int
+    address: Address
+    pid: int
+    kind: str  # "driver" or "worker"
+    job_id: bytes
+    start_token: int = 0  # given to the worker when the agent asked for it
+
+
+class Registered(Response, tag=41):
+    """The node's facts. The arena's descriptor comes over the node's own socket `arena_path`."""
+
+    rid: int
+    node_id: bytes
+    node_ip: str
+    arena_path: str
+    arena_size: int
+    head: Address
+    session_dir: str
+    labels: dict[str, str] = {}
+    total_resources: dict[str, float] = {}
+
+
+class LeaseDemand(Message, tag=42):
+    """How many workers of a shape the sender wants beyond those it has; replaces the previous demand.
+
+    `shape_id` is the sender's name for the shape, which is sent with the first demand of each id. The
+    agent answers with LeaseGrant, LeaseRedirect or LeaseRefused, as often as there is something to say.
+    """
+
+    shape_id: int
+    wanted: int
+    shape: Shape | None = None
+    hops: int = 0  # how often the demand has been redirected already
+
+
+class LeaseGrant(Message, tag=43):
+    """A worker is the receiver's until LeaseReturn. Counts as one less wanted."""
+
+    shape_id: int
+    lease_id: int
+    worker: Address
+    instances: dict[str, list[float]] = {}
+
+
+class LeaseRedirect(Message, tag=44):
+    """Ask that node for `count` of them; counts as that many less wanted."""
+
+    shape_id: int
+    count: int
+    node: Address
+
+
+class LeaseRefused(Message, tag=45):
+    """The shape can never be had (`kind`, `message` as in Failure); the demand is dropped."""
+
+    shape_id: int
+    kind: str
+    message: str
+
+
+class LeaseReturn(Message, tag=46):
+    """The worker is free again; `reusable` is False if it must not run anything else."""
+
+    lease_id: int
+    reusable: bool = True
+
+
+class LeaseRecall(Message, tag=47):
+    """Others wait: finish what is running there and return the lease."""
+
+    lease_id: int
+
+
+class LeaseLost(Message, tag=48):
+    """The leased worker died; counts as returned."""
+
+    lease_id: int
+    death: DeathInfo
+
+
+class Blocked(Message, tag=49):
+    """The worker's task (or synchronous actor) waits in get or wait: lend its CPUs to others."""
+
+
+class Unblocked(Message, tag=50):
+    """The wait is over; the CPUs are used again, even if that is more than there are for a while."""
+
+
+class SlabRequest(Message, tag=51):
+    """Room to bump-allocate in; answered by SlabGranted (never waits: refused if there is none now)."""
+
+    rid: int
+    size: int
+
+
+class SlabGranted(Response, tag=52):
+    rid: int
+    offset: int
+    size: int
+
+
+class CreateObject(Message, tag=53):
+    """Room for one object; answered by Created once there is some, or Failure when disk and store are full."""
+
+    rid: int
+    object_id: bytes
+    size: int
+
+
+class Created(Response, tag=54):
+    """Write at `offset` of the arena, or, if `path` is not empty, into that file; then seal."""
+
+    rid: int
+    offset: int
+    path: str = ""
+
+
+class Sealed(Message, tag=55):
+    """These objects (id, offset, size) are complete. Sent before any message that names them.
+
+    A file object has offset -1.
+    """
+
+    objects: list[tuple[bytes, int, int]]
+
+
+class PinObject(Message, tag=56):
+    """Have the object here, in memory, and keep it until Unpin; answered by Pinned or Failure.
+
+    The agent restores it from disk, or pulls it from `nodes` (asking `owner` where else when those
+    fail). Failure kinds: ObjectLostError, ObjectFetchTimedOutError.
+    """
+
+    rid: int
+    object_id: bytes
+    size: int
+    owner: Address
+    nodes: list[bytes]
+
+
+class Pinned(Response, tag=57):
+    """`size` bytes at `offset` of the arena, or of the file at `path` if that is not empty."""
+
+    rid: int
+    offset: int
+    size: int
+    path: str = ""
+
+
+class Unpin(Message, tag=58):
+    pins: list[tuple[bytes, int]]  # (object_id, how many pins)
+
+
+class FreeObjects(Message, tag=59):
+    """The owner dropped these: delete the copies on this node and, for those listed, on `nodes`."""
+
+    object_ids: list[bytes]
+    nodes: list[bytes] = []
+
+
+class AbortObject(Message, tag=60):
+    """Give up room that CreateObject had given, unsealed."""
+
+    object_id: bytes
+
+
+class BecomeActor(Message, tag=61):
+    """agent -> worker: host this actor. Payload: the class definition, then the pickled arguments.
+
+    The worker answers with ActorStarted.
+    """
+
+    spec: ActorSpec
+    incarnation: int
+    resources: dict[str, float]
+    instances: dict[str, list[float]]
+    class_size: int
+
+
+class ActorStarted(Message, tag=62):
+    """worker -> agent: the constructor returned, or raised (the error blob is the payload)."""
+
+    actor_id: bytes
+    incarnation: int
+    is_error: bool = False
+
+
+class ExitWorker(Message, tag=63):
+    """agent -> worker: finish what is accepted, then exit. With `force` at once."""
+
+    force: bool = False
+    reason: str = ""
+
+
+class TaskEvents(Message, tag=64):
+    """Finished tasks of a process (payload: msgpack list, see `core.events`) and how many were dropped."""
+
+    dropped: int = 0
+
+
+class MetricsReport(Message, tag=65):
+    """The process's metrics (payload: msgpack of `retinue.util.metrics.snapshot()`)."""
+
+
+class NodeCall(Message, tag=66):
+    """Ask the agent ("state", "logs", "stack", "kill", ...); answered by Document. Payload: arguments."""
+
+    rid: int
+    what: str
+    arguments: dict[str, str] = {}
+
+
+class LogLines(Message, tag=67):
+    """agent -> driver: worker output. Payload: the text; `source` says whose it is."""
+
+    source: str
+    is_stderr: bool = False
+
+
+class ExpectExit(Message, tag=68):
+    """worker -> agent: I exit on purpose (exit_actor, max_calls); not a crash."""
+
+    reason: str
+
+
+# --- head -------------------------------------------------------------------------------------------------
+
+
+class NodeInfo(Struct, array_like=True, frozen=True):
+    """A node as the head knows it. `address` is its agent's."""
+
+    node_id: bytes
+    address: Address
+    total: dict[str, float]
+    available: dict[str, float]
+    labels: dict[str, str] = {}
+    alive: bool = True
+    draining: bool = False
+    pid: int = 0
+    hostname: str = ""
+    session_dir: str = ""
+    waiting: int = 0  # lease demand that does not fit now
+    is_head: bool = False
+    death_reason: str = ""
+
+
+class ActorSpec(Struct, array_like=True, frozen=True):
+    """Everything needed to make, and make again, an actor. Definitions and arguments are payloads."""
+
+    actor_id: bytes
+    job_id: bytes
+    owner: Address
+    class_name: str
+    class_key: bytes
+    shape: Shape  # resources while it lives
+    placement: dict[str, float]  # resources that the node must have free to place it (Ray: 1 CPU by default)
+    name: str = ""
+    namespace: str = ""
+    detached: bool = False
+    max_restarts: int = 0  # -1 = without limit
+    max_task_retries: int = 0
+    max_concurrency: int = 1
+    concurrency_groups: dict[str, int] = {}
+    is_async: bool = False
+    max_pending_calls: int = -1
+    allow_out_of_order: bool = False
+    methods: str = ""  # JSON of the methods' options, for handles from get_actor
+    args_size: int = 0
+    args_object: StoredObject | None = None
+    dependencies: list[StoredObject] = []
+
+
+class ActorInfo(Struct, array_like=True, frozen=True):
+    """An actor's state: PENDING, ALIVE, RESTARTING or DEAD, and where it is while ALIVE."""
+
+    actor_id: bytes
+    state: str
+    incarnation: int = 0
+    address: Address | None = None
+    node_id: bytes = b""
+    pid: int = 0
+    num_restarts: int = 0
+    death: DeathInfo | None = None
+    death_cause: str = ""  # for people: why it is DEAD or RESTARTING
+    spec: ActorSpec | None = None
+    has_error: bool = False  # DEAD because the constructor raised; the error blob is the payload
+
+
+class JobInfo(Struct, array_like=True, frozen=True):
+    job_id: bytes
+    driver: Address
+    pid: int
+    entrypoint: str
+    namespace: str
+    start_time: float  # wall clock
+    end_time: float = 0.0
+    status: str = "RUNNING"  # RUNNING, SUCCEEDED, FAILED
+    runtime_env: str = "{}"
+    message: str = ""
+
+
+class RegisterNode(Message, tag=80):
+    """agent -> head, at first and after each new head epoch; answered by NodeAccepted.
+
+    `actors` are those that live on the node with their specs (payload: msgpack list of the
+    definitions and arguments of restartable ones), so that a new head learns what the old one knew.
+    """
+
+    rid: int
+    node: NodeInfo
+    actors: list[ActorInfo] = []
+
+
+class NodeAccepted(Response, tag=81):
+    rid: int
+    epoch: int
+    cluster_id: str = ""
+
+
+class NodeReport(Message, tag=82):
+    """agent -> head: what is available now; sent on change, at most every 50 ms, and every second."""
+
+    available: dict[str, float]
+    waiting: int = 0
+    shapes: list[tuple[dict[str, float], int]] = []  # demand that does not fit
+
+
+class ClusterView(Message, tag=83):
+    """head -> agents and drivers that asked: nodes that changed (all of them, first)."""
+
+    nodes: list[NodeInfo]
+    full: bool = False
+    epoch: int = 0
+
+
+class RegisterJob(Message, tag=84):
+    """driver -> head; answered by JobAccepted. The job ends with the connection (after a grace for a new head)."""
+
+    rid: int
+    job: JobInfo
+
+
+class JobAccepted(Response, tag=85):
+    rid: int
+    job_id: bytes
+    epoch: int = 0
+
+
+class NewJobId(Message, tag=86):
+    """Answered by Ok(value=the job's number)."""
+
+    rid: int
+
+
+class FinishJob(Message, tag=87):
+    job_id: bytes
+    status: str = "SUCCEEDED"
+    message: str = ""
+
+
+class CreateActor(Message, tag=88):
+    """Make an actor; the same id again is the same request. Payload: class definition, then arguments.
+
+    Answered by ActorAnswer (PENDING, or the existing one with `get_if_exists`), or Failure
+    (ActorAlreadyExistsError). The sender is subscribed to its updates.
+    """
+
+    rid: int
+    spec: ActorSpec
+    class_size: int
+    get_if_exists: bool = False
+
+
+class ActorAnswer(Response, tag=89):
+    rid: int
+    info: ActorInfo
+
+
+class FindActor(Message, tag=90):
+    """By id, or by name and namespace; answered by ActorAnswer or Failure(ValueError). Subscribes the sender."""
+
+    rid: int
+    actor_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+
+
+class ActorUpdate(Message, tag=91):
+    """head -> subscribers: the actor's state changed. Payload: the constructor's error blob if it raised."""
+
+    info: ActorInfo
+
+
+class KillActor(Message, tag=92):
+    rid: int
+    actor_id: bytes
+    no_restart: bool = True
+
+
+class ReleaseActor(Message, tag=93):
+    """owner -> head: no handle is left and all calls are answered; let it end in order."""
+
+    actor_id: bytes
+
+
+class ListActors(Message, tag=94):
+    """Answered by ActorList. `state` "" is all; `named_only` gives those with a name."""
+
+    rid: int
+    named_only: bool = False
+    namespace: str | None = None
+    limit: int = 10_000
+
+
+class ActorList(Response, tag=95):
+    rid: int
+    actors: list[ActorInfo]
+
+
+class ListNodes(Message, tag=96):
+    rid: int
+
+
+class NodeList(Response, tag=97):
+    rid: int
+    nodes: list[NodeInfo]
+
+
+class ListJobs(Message, tag=98):
+    rid: int
+
+
+class JobList(Response, tag=99):
+    rid: int
+    jobs: list[JobInfo]
+
+
+class KvPut(Message, tag=100):
+    """Payload: the value. Answered, once durable, by Ok(value=1 if it was added or replaced)."""
+
+    rid: int
+    namespace: str
+    key: bytes
+    overwrite: bool = True
+
+
+class KvGet(Message, tag=101):
+    """Answered by KvValue."""
+
+    rid: int
+    namespace: str
+    key: bytes
+
+
+class KvValue(Response, tag=102):
+    """Payload: the value, if `found`."""
+
+    rid: int
+    found: bool
+
+
+class KvDelete(Message, tag=103):
+    """Answered by Ok(value=how many)."""
+
+    rid: int
+    namespace: str
+    key: bytes
+    by_prefix: bool = False
+
+
+class KvKeys(Message, tag=104):
+    rid: int
+    namespace: str
+    prefix: bytes = b""
+
+
+class KvKeyList(Response, tag=105):
+    rid: int
+    keys: list[bytes]
+
+
+class KvWatch(Message, tag=106):
+    """Send KvChanged for every change under the prefix, beginning with what there is; answered by Ok."""
+
+    rid: int
+    namespace: str
+    prefix: bytes
+
+
+class KvChanged(Message, tag=107):
+    """Payload: the new value, unless `deleted`."""
+
+    namespace: str
+    key: bytes
+    deleted: bool = False
+
+
+class WatchNodes(Message, tag=108):
+    """Send ClusterView to this connection, now and on change; answered by Ok."""
+
+    rid: int
+
+
+class StartActor(Message, tag=109):
+    """head -> agent: host it (payload as in CreateActor). Answered by ActorPlaced through ActorProgress."""
+
+    spec: ActorSpec
+    incarnation: int
+    class_size: int
+
+
+class ActorProgress(Message, tag=110):
+    """agent -> head: ALIVE, REJECTED (no room now), FAILED (constructor raised; payload) or DIED."""
+
+    actor_id: bytes
+    incarnation: int
+    state: str
+    address: Address | None = None
+    pid: int = 0
+    death: DeathInfo | None = None
+
+
+class StopActor(Message, tag=111):
+    """head -> agent: end the worker that hosts it; with `force` at once, else after accepted calls."""
+
+    actor_id: bytes
+    incarnation: int
+    force: bool = False
+    reason: str = ""
+
+
+class JobFinished(Message, tag=112):
+    """head -> agents: end the job's workers and forget its processes."""
+
+    job_id: bytes
+
+
+class DrainNode(Message, tag=113):
+    rid: int
+    node_id: bytes
+    reason: str = ""
+
+
+class Shutdown(Message, tag=114):
+    """Stop the cluster (to the head) or the node (to an agent); answered by Ok before it goes."""
+
+    rid: int
+    grace_period_s: float = 0.0
+
+
+class OwnerGone(Message, tag=115):
+    """agent -> head: a process died; actors that it owned end, unless detached."""
+
+    worker_id: bytes
+
+
+# --- doors --------------------------------------------------------------------------------------------------
+
+
+class DoorCall(Message, tag=130):
+    """A direct call of a library (see `core.doors`): answered by DoorReply, or items and then it."""
+
+    call_id: int
+    door: str
+    method: str
+    deadline: float = 0.0
+    request_id: str = ""
+    trace: str = ""
+    credit: int = 0  # streamed items that may be sent before DoorCredit
+
+
+class DoorReply(Message, tag=131):
+    call_id: int
+    status: int = 0  # 0 ok, 1 error blob, 2 cancelled, 3 refused (payload: the door's own reason)
+    load: int = 0
+
+
+class DoorItem(Message, tag=132):
+    call_id: int
+
+
+class DoorCredit(Message, tag=133):
+    call_id: int
+    items: int
+
+
+class DoorCancel(Message, tag=134):
+    call_id: int
+
+
+def all_messages() -> tuple[type[Message], ...]:
+    """Every message with a tag, for the decoder."""
+    found: list[type[Message]] = []
+    pending: list[type[Message]] = [Message]
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            pending.append(cls)
+            if cls.__struct_config__.tag is not None:
+                found.append(cls)
+    return tuple(found)

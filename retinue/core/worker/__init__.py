@@ -1,0 +1,1 @@
+"""What runs user code: executors for tasks and for synchronous, threaded and async actors."""
