@@ -1,0 +1,1 @@
+"""One file for each heavy optional package that the core knows about."""

@@ -1,0 +1,187 @@
+"""Which leased worker gets which task, and how many workers to ask for. Pure.
+
+Tasks of one shape share leases. A function starts with one task at a worker at a time; once its tasks
+prove short they are pipelined, to at most about 1 ms of queued work (64 tasks: 1 worker did 21,000
+tasks/s at depth 1, 183,000 at 16, 258,000 at 64, and 2 workers 296,000 at 64 but 186,000 at 256). A
+worker is refilled when half empty, so that one send carries many tasks.
+
+Lives here: waiting tasks, leased workers, the demand for more. Does not: connections, frames, clocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from retinue.core.client.tasks import TaskRecord
+
+MAX_QUEUED_US = 1000.0
+MAX_DEPTH = 64
+IDLE_LEASE_S = 0.5
+MAX_WANTED = 1000
+_MEAN_WEIGHT = 0.2
+
+
+class LeasedWorker:
+    """A worker that is ours for now. `tasks` are in flight there, in the order they were sent."""
+
+    __slots__ = ("conn", "idle_since", "is_leaving", "is_paused", "lease_id", "tasks")
+
+    def __init__(self, lease_id: int, conn: Any, now: float) -> None:
+        self.lease_id = lease_id
+        self.conn = conn
+        self.tasks: dict[bytes, TaskRecord] = {}
+        self.is_leaving = False  # recalled, or not to be used again: gets no more tasks
+        self.is_paused = False  # handed its queue back: gets no more until its running task is over
+        self.idle_since = now
+
+
+class ShapePool:
+    """The tasks and workers of one shape."""
+
+    def __init__(self, shape_id: int) -> None:
+        self.shape_id = shape_id
+        self.pending: deque[TaskRecord] = deque()
+        self.workers: dict[int, LeasedWorker] = {}
+        self._open: dict[int, LeasedWorker] = {}  # with room for the next task
+        self._asked = 0  # how many workers the agent still owes us, as far as it knows
+
+    # --- tasks
+
+    def submit(self, task: TaskRecord) -> LeasedWorker | None:
+        """A task is ready to run: the worker to send it to now, or None if it waits."""
+        if not self.pending:
+            depth = depth_of(task)
+            for worker in self._open.values():
+                if len(worker.tasks) < depth:
+                    self._assign(worker, task, depth)
+                    return worker
+        self.pending.append(task)
+        return None
+
+    def resubmit(self, tasks: list[TaskRecord]) -> None:
+        """Tasks that were not started go first again, in their order."""
+        self.pending.extendleft(reversed(tasks))
+
+    def _assign(self, worker: LeasedWorker, task: TaskRecord, depth: int) -> None:
+        worker.tasks[task.task_id] = task
+        task.conn = worker.conn
+        if len(worker.tasks) >= depth:
+            self._open.pop(worker.lease_id, None)
+
+    def refill(self, worker: LeasedWorker) -> list[TaskRecord]:
+        """The tasks to send to a worker now, all in one go; empty while it is more than half full."""
+        if worker.is_leaving or worker.is_paused:
+            return []
+        pending = self.pending
+        held = len(worker.tasks)
+        if not pending:
+            self._open[worker.lease_id] = worker
+            return []
+        depth = depth_of(pending[0])
+        if held > depth // 2:
+            return []
+        tasks = []
+        while pending and held < depth:
+            task = pending[0]
+            if depth_of(task) < depth:
+                if held:
+                    break  # a long or unknown task goes where nothing waits
+                depth = 1
+            pending.popleft()
+            worker.tasks[task.task_id] = task
+            task.conn = worker.conn
+            tasks.append(task)
+            held += 1
+        if held < depth and not pending:
+            self._open[worker.lease_id] = worker
+        else:
+            self._open.pop(worker.lease_id, None)
+        return tasks
+
+    def finished(self, worker: LeasedWorker, task_id: bytes, exec_us: int, now: float) -> TaskRecord | None:
+        """A worker answered: its task, or None if it is not there any more. Refill follows."""
+        task = worker.tasks.pop(task_id, None)
+        if task is None:
+            return None
+        function = task.function
+        mean = function.mean_us
+        function.mean_us = exec_us if mean < 0 else mean + _MEAN_WEIGHT * (exec_us - mean)
+        worker.is_paused = False
+        if not worker.tasks:
+            worker.idle_since = now
+        return task
+
+    def handed_back(self, worker: LeasedWorker, task_ids: list[bytes]) -> list[TaskRecord]:
+        """The worker will not start these; it gets nothing until what it runs is over."""
+        tasks = [worker.tasks.pop(i) for i in task_ids if i in worker.tasks]
+        worker.is_paused = bool(worker.tasks)
+        self._open.pop(worker.lease_id, None)
+        for task in tasks:
+            task.conn = None
+        return tasks
+
+    # --- leases
+
+    def granted(self, worker: LeasedWorker) -> None:
+        self.workers[worker.lease_id] = worker
+        self._open[worker.lease_id] = worker
+
+    def grant_seen(self, count: int = 1) -> None:
+        """The agent counts this many less as wanted."""
+        self._asked = max(0, self._asked - count)
+
+    def recalled(self, lease_id: int) -> LeasedWorker | None:
+        """Others wait for the worker: no more tasks for it."""
+        worker = self.workers.get(lease_id)
+        if worker is not None:
+            worker.is_leaving = True
+            self._open.pop(lease_id, None)
+        return worker
+
+    def removed(self, lease_id: int) -> LeasedWorker | None:
+        """The lease is over (returned or lost); the worker still has its unanswered tasks."""
+        self._open.pop(lease_id, None)
+        return self.workers.pop(lease_id, None)
+
+    def returnable(self, now: float) -> list[LeasedWorker]:
+        """Workers to give back: recalled ones that are done, and those idle for a while."""
+        return [
+            w
+            for w in self.workers.values()
+            if not w.tasks and (w.is_leaving or (not self.pending and now - w.idle_since >= IDLE_LEASE_S))
+        ]
+
+    def demand(self) -> int | None:
+        """How many workers to ask for, if the agent should hear a new number."""
+        pending = len(self.pending)
+        wanted = 0
+        if pending:
+            wanted = min(MAX_WANTED, -(-pending // depth_of(self.pending[0])))
+        if wanted == self._asked:
+            return None
+        self._asked = wanted
+        return wanted
+
+    def demand_grew(self) -> bool:
+        """Whether asking again cannot wait for the next tick: the need doubled since last time."""
+        pending = len(self.pending)
+        return pending > 0 and (self._asked == 0 or pending >= 2 * self._asked * depth_of(self.pending[0]))
+
+    def forget_demand(self) -> None:
+        """The agent does not know our demand any more (refused, or a new connection)."""
+        self._asked = 0
+
+    def check_invariants(self) -> None:
+        for lease_id, worker in self._open.items():
+            assert self.workers.get(lease_id) is worker and not worker.is_leaving and not worker.is_paused
+        for worker in self.workers.values():
+            assert len(worker.tasks) <= MAX_DEPTH
+
+
+def depth_of(task: TaskRecord) -> int:
+    """How many tasks of this function may be at a worker at once."""
+    mean = task.function.mean_us
+    if mean < 0 or mean >= MAX_QUEUED_US:
+        return 1
+    return MAX_DEPTH if mean * MAX_DEPTH <= MAX_QUEUED_US else max(1, int(MAX_QUEUED_US / mean))

@@ -1,0 +1,289 @@
+"""Who holds which object: the one table of a process, for the objects it owns and those it borrowed.
+
+The owner of an object is the process whose call or put made it. It keeps the object while anybody
+holds it: references in this process (`refs`), uses (arguments of running calls, containers that hold
+it), and processes that were counted as borrowers. A process counts another as borrower *before* the
+message that hands the reference over leaves, and the borrower returns all its counts at once when its
+own holds are gone; so no order of messages can free an object that somebody holds. (The protocol is
+the distributed reference counting of Ray's ownership paper, NSDI 2021, with counts in place of sets.)
+
+Lives here: states and counts, and what follows from them (`Effects`). Does not: locks, messages,
+waking up waiters, lineage's re-execution. All methods are called under the runtime's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from retinue.core.wire.messages import Address
+
+PENDING, INLINE, STORED, ERROR, LOST, ACTOR = 0, 1, 2, 3, 4, 5
+STATE_NAMES = ("PENDING", "INLINE", "STORED", "ERROR", "LOST", "ACTOR")
+
+Waiter = Callable[[], None]
+
+
+class Entry(Struct, gc=False):
+    """One object (or actor handle) as this process knows it.
+
+    `state` says what holds: INLINE and ERROR have `blob`; STORED has `size` and `nodes` that hold a
+    copy; LOST has the error blob that explains it. `owner` is None for our own. `task` makes the object,
+    or could make it again. `counted`: how often a foreign owner has counted us. Untracked by the garbage
+    collector: nothing in here may refer back to the entry.
+    """
+
+    state: int = PENDING
+    refs: int = 0
+    uses: int = 0
+    blob: bytes | None = None
+    task: Any = None
+    owner: Address | None = None
+    waiters: list[Waiter] | None = None
+    borrowers: dict[bytes, int] | None = None
+    contained: list[bytes] | None = None
+    nodes: tuple[bytes, ...] = ()
+    size: int = 0
+    counted: int = 0
+
+
+class Effects:
+    """What the shell must do because holds ended; taken with `OwnershipTable.take_effects`."""
+
+    __slots__ = ("free", "release_actors", "uncount")
+
+    def __init__(self) -> None:
+        self.free: list[tuple[bytes, tuple[bytes, ...]]] = []  # stored objects of ours, and where
+        self.uncount: list[tuple[Address, bytes, int]] = []  # borrowed: tell the owner
+        self.release_actors: list[bytes] = []  # actors of ours without handles
+
+    def __bool__(self) -> bool:
+        return bool(self.free or self.uncount or self.release_actors)
+
+
+class OwnershipTable:
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self._effects = Effects()
+
+    # --- objects appear
+
+    def own(self, object_id: bytes, task: Any) -> Entry:
+        """A pending object of ours with one reference, which the caller is about to make."""
+        entry = self.entries[object_id] = Entry(PENDING, 1, 0, None, task)
+        return entry
+
+    def own_inline(self, object_id: bytes, blob: bytes, contained: list[bytes] | None = None) -> Entry:
+        """A put that stays in this process's memory, with one reference."""
+        entry = self.entries[object_id] = Entry(INLINE, 1, 0, blob, None, None, None, None, contained, (), len(blob))
+        return entry
+
+    def own_stored(
+        self, object_id: bytes, size: int, node_id: bytes, contained: list[bytes] | None = None, refs: int = 1
+    ) -> Entry:
+        """A put that lies in a node's store."""
+        entry = Entry(STORED, refs, 0, None, None, None, None, None, contained, (node_id,), size)
+        self.entries[object_id] = entry
+        return entry
+
+    def own_actor(self, actor_id: bytes, refs: int = 0) -> Entry:
+        entry = self.entries[actor_id] = Entry(ACTOR, refs)
+        return entry
+
+    def add_ref(self, object_id: bytes, owner: Address | None) -> Entry:
+        """Count a reference that was made in this process: a copy, or one that arrived in a value.
+
+        One of a foreign owner that is not known yet becomes a borrowed entry.
+        """
+        entry = self.entries.get(object_id)
+        if entry is None:
+            entry = self.entries[object_id] = Entry(PENDING if len(object_id) > 16 else ACTOR, 0, 0, None, None, owner)
+            if owner is None:
+                entry.state = LOST
+        entry.refs += 1
+        return entry
+
+    def use(self, object_id: bytes, owner: Address | None = None) -> Entry:
+        """Hold an object for a call or a container; ends with `unuse`."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            entry = self.entries[object_id] = Entry(PENDING if len(object_id) > 16 else ACTOR, 0, 0, None, None, owner)
+        entry.uses += 1
+        return entry
+
+    # --- objects become something
+
+    def resolve(
+        self,
+        object_id: bytes,
+        state: int,
+        *,
+        blob: bytes | None = None,
+        size: int = 0,
+        nodes: tuple[bytes, ...] = (),
+        contained: list[bytes] | None = None,
+    ) -> list[Waiter]:
+        """The object is there (or failed): returns the waiters, which the caller wakes.
+
+        `contained` must have been taken with `use` already. If nobody holds the object any more it is
+        let go of at once. A second resolution of the same object is ignored (a repeated frame).
+        """
+        entry = self.entries.get(object_id)
+        if entry is None:
+            if state == STORED:
+                self._effects.free.append((object_id, nodes))
+            self.unuse_all(contained)
+            return []
+        if entry.state != PENDING:
+            if entry.contained is not contained:
+                self.unuse_all(contained)
+            return []
+        entry.blob = blob
+        entry.size = size or (len(blob) if blob is not None else 0)
+        entry.nodes = nodes
+        entry.contained = contained
+        entry.state = state
+        waiters, entry.waiters = entry.waiters, None
+        return waiters or []
+
+    def make_pending(self, object_id: bytes) -> None:
+        """A stored object of ours was lost and is being made again."""
+        entry = self.entries[object_id]
+        entry.state = PENDING
+        entry.nodes = ()
+        entry.blob = None
+
+    def copy_lost(self, object_id: bytes, node_id: bytes) -> bool:
+        """Forget a copy; True if it was the last one of an object of ours."""
+        entry = self.entries.get(object_id)
+        if entry is None or entry.state != STORED:
+            return False
+        entry.nodes = tuple(n for n in entry.nodes if n != node_id)
+        return not entry.nodes and entry.owner is None
+
+    def copy_added(self, object_id: bytes, node_id: bytes) -> bool:
+        """Remember another copy; False if the object is gone (the copy should be freed)."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            return False
+        if entry.state == STORED and node_id not in entry.nodes:
+            entry.nodes = (*entry.nodes, node_id)
+        return True
+
+    # --- holds end
+
+    def drop_refs(self, object_ids: Iterable[bytes]) -> None:
+        """References of this process were garbage collected."""
+        entries = self.entries
+        for object_id in object_ids:
+            entry = entries.get(object_id)
+            if entry is None:
+                continue
+            entry.refs -= 1
+            if entry.refs <= 0 and not entry.uses and not entry.borrowers:
+                self._let_go(object_id, entry)
+
+    def unuse(self, object_id: bytes) -> None:
+        entry = self.entries.get(object_id)
+        if entry is None:
+            return
+        entry.uses -= 1
+        if entry.refs <= 0 and entry.uses <= 0 and not entry.borrowers:
+            self._let_go(object_id, entry)
+
+    def unuse_all(self, object_ids: Iterable[bytes] | None) -> None:
+        for object_id in object_ids or ():
+            self.unuse(object_id)
+
+    def _let_go(self, object_id: bytes, entry: Entry) -> None:
+        del self.entries[object_id]
+        if entry.owner is not None:
+            if entry.counted:
+                self._effects.uncount.append((entry.owner, object_id, entry.counted))
+        elif entry.state == STORED:
+            self._effects.free.append((object_id, entry.nodes))
+        elif entry.state == ACTOR:
+            self._effects.release_actors.append(object_id)
+        task, entry.task = entry.task, None
+        if task is not None:
+            self._return_let_go(task)
+        if entry.contained:
+            contained, entry.contained = entry.contained, None
+            self.unuse_all(contained)
+
+    def _return_let_go(self, task: Any) -> None:
+        """One of the task's returns is not wanted any more; with the last goes its lineage."""
+        task.live_returns -= 1
+        if task.live_returns <= 0 and task.is_done:
+            deps, task.deps = task.deps, ()
+            self.unuse_all(deps)
+
+    def task_done(self, task: Any, *, keep_lineage: bool) -> None:
+        """The task's last attempt is over. Its arguments stay held while its lineage may be needed."""
+        task.is_done = True
+        if not keep_lineage or task.live_returns <= 0:
+            deps, task.deps = task.deps, ()
+            if deps:
+                self.unuse_all(deps)
+
+    # --- borrowers
+
+    def add_borrower(self, object_id: bytes, borrower_id: bytes, count: int) -> bool:
+        """Count a process as holding an object of ours; False if the object is gone."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            return False
+        if entry.borrowers is None:
+            entry.borrowers = {}
+        entry.borrowers[borrower_id] = entry.borrowers.get(borrower_id, 0) + count
+        return True
+
+    def remove_borrower(self, object_id: bytes, borrower_id: bytes, count: int) -> None:
+        entry = self.entries.get(object_id)
+        if entry is None or not entry.borrowers or borrower_id not in entry.borrowers:
+            return
+        left = entry.borrowers[borrower_id] - count
+        if left > 0:
+            entry.borrowers[borrower_id] = left
+            return
+        del entry.borrowers[borrower_id]
+        if entry.refs <= 0 and entry.uses <= 0 and not entry.borrowers:
+            self._let_go(object_id, entry)
+
+    def borrower_gone(self, borrower_id: bytes) -> None:
+        """The process died, and its holds with it."""
+        held = [i for i, e in self.entries.items() if e.borrowers and borrower_id in e.borrowers]
+        for object_id in held:
+            entry = self.entries.get(object_id)
+            if entry is not None and entry.borrowers is not None:
+                self.remove_borrower(object_id, borrower_id, entry.borrowers[borrower_id])
+
+    def counted(self, object_id: bytes, owner: Address, count: int = 1) -> None:
+        """The foreign owner has counted us `count` more times for this object."""
+        entry = self.entries.get(object_id)
+        if entry is None:
+            self._effects.uncount.append((owner, object_id, count))
+        else:
+            entry.counted += count
+
+    # --- looking
+
+    def take_effects(self) -> Effects | None:
+        """What has to be done, once; None if nothing."""
+        if not self._effects:
+            return None
+        effects, self._effects = self._effects, Effects()
+        return effects
+
+    def foreign_owners(self) -> set[bytes]:
+        return {e.owner.worker_id for e in self.entries.values() if e.owner is not None}
+
+    def check_invariants(self) -> None:
+        for object_id, entry in self.entries.items():
+            held = entry.refs > 0 or entry.uses > 0 or bool(entry.borrowers)
+            assert held, f"{object_id.hex()} is kept by nobody"
+            assert entry.uses >= 0 and entry.refs >= 0
+            assert entry.state != INLINE or entry.blob is not None
+            assert entry.owner is None or not entry.counted or entry.counted > 0

@@ -1,0 +1,253 @@
+"""Values to bytes and back: pickle 5 with buffers out of band, cloudpickle where plain pickle cannot.
+
+A serialized value (a *blob*) names its format in its first byte:
+  0x80  a plain pickle
+  B     bytes: the rest is the value
+  M     a pickle with buffers: u32 count at 4, u64 pickle size at 8, u64 size of each buffer; then the
+        pickle and the buffers, each aligned to 64 bytes
+  E     an error, a pickle of the exception that `get` raises
+
+Lives here: formats, what goes by value, custom serializers. Does not: where blobs are stored.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import struct
+import sys
+from collections import ChainMap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from retinue.core.errors import RetinueTaskError, UnserializableException
+from retinue.core.references import collector
+from retinue.core.wire.messages import Address
+
+PROTOCOL = 5
+ALIGNMENT = 64
+_BYTES_TAG, _MULTI_TAG, _ERROR_TAG = b"B", b"M", b"E"
+_MULTI_HEADER = struct.Struct("<c3xIQ")
+_PICKLE_TAG = 0x80
+_UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)
+_PLAIN_TYPES = frozenset({int, float, str, bool, type(None)})
+
+Found = list[tuple[bytes, Address | None]]
+_by_value_modules = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
+_custom: dict[type, Callable[[Any], Any]] = {}
+_adapters_loaded: set[str] = set()
+
+
+class Serialized:
+    """A value in parts: its pickle, its buffers, and the references inside it.
+
+    `size` is that of the blob. References are (object id, owner or None for this process).
+    """
+
+    __slots__ = ("buffers", "data", "found", "is_error", "size")
+
+    def __init__(self, data: bytes, buffers: Sequence[memoryview] = (), found: Found | tuple[()] = ()) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.found = found
+        self.is_error = False
+        self.size = len(data) if not buffers else multi_layout(len(data), [b.nbytes for b in buffers])[-1]
+
+    def to_bytes(self) -> bytes:
+        """The blob in one piece."""
+        if not self.buffers:
+            return self.data
+        blob = bytearray(self.size)
+        for offset, part in self.parts():
+            blob[offset : offset + len(part)] = part
+        return bytes(blob)
+
+    def parts(self) -> list[tuple[int, bytes | memoryview]]:
+        """(offset within the blob, bytes) of each part, in order, for writing it somewhere."""
+        if not self.buffers:
+            return [(0, self.data)]
+        sizes = [b.nbytes for b in self.buffers]
+        offsets = multi_layout(len(self.data), sizes)
+        header = _MULTI_HEADER.pack(_MULTI_TAG, len(sizes), len(self.data)) + struct.pack(f"<{len(sizes)}Q", *sizes)
+        return [(0, header), (offsets[0], self.data), *zip(offsets[1:-1], self.buffers, strict=True)]
+
+
+def multi_layout(pickle_size: int, sizes: Sequence[int]) -> list[int]:
+    """Offsets of the pickle and of each buffer within an M blob, then the blob's size."""
+    position = _MULTI_HEADER.size + 8 * len(sizes)
+    offsets = []
+    for size in (pickle_size, *sizes):
+        position = -(-position // ALIGNMENT) * ALIGNMENT
+        offsets.append(position)
+        position += size
+    offsets.append(position)
+    return offsets
+
+
+def serialize(value: Any) -> Serialized:
+    """Serialize a value for another process; collects the ObjectRefs and handles inside it.
+
+    Raises what the value's own pickling raises (TypeError, PicklingError).
+    """
+    kind = type(value)
+    if kind is bytes:
+        return Serialized(_BYTES_TAG + value)
+    if kind in _PLAIN_TYPES:
+        return Serialized(pickle.dumps(value, PROTOCOL))
+    buffers: list[pickle.PickleBuffer] = []
+    outer = collector.found
+    collector.found = found = []
+    try:
+        data = _dumps(value, buffers, found)
+    finally:
+        collector.found = outer
+    if not buffers:
+        return Serialized(data, (), found)
+    return Serialized(data, [b.raw() for b in buffers], found)
+
+
+def _dumps(value: Any, buffers: list[pickle.PickleBuffer], found: Found) -> bytes:
+    _load_adapters()
+    if not _by_value_modules:
+        try:
+            if _custom:
+                file = io.BytesIO()
+                pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=buffers.append)
+                pickler.dispatch_table = ChainMap(_custom, copyreg.dispatch_table)
+                pickler.dump(value)
+                data = file.getvalue()
+            else:
+                data = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+            # Plain pickle takes what is defined in `__main__` by name, which means something else
+            # in the other process (0.1 us for the test).
+            if b"__main__" not in data:
+                return data
+        except _UNPICKLABLE:
+            pass  # local classes, lambdas: cloudpickle knows them, or raises the error that counts
+        buffers.clear()
+        found.clear()
+    file = io.BytesIO()
+    cloud = cloudpickle.CloudPickler(file, protocol=PROTOCOL, buffer_callback=buffers.append)
+    if _custom:
+        cloud.dispatch_table = ChainMap(_custom, *cloud.dispatch_table.maps)
+    cloud.dump(value)
+    return file.getvalue()
+
+
+def dump_definition(thing: Any) -> tuple[bytes, Found]:
+    """A function or class by value, with the references that it captures."""
+    outer = collector.found
+    collector.found = found = []
+    try:
+        return cloudpickle.dumps(thing, protocol=PROTOCOL), found
+    finally:
+        collector.found = outer
+
+
+def load_definition(blob: bytes) -> Any:
+    return cloudpickle.loads(blob)
+
+
+def deserialize(blob: bytes | memoryview) -> Any:
+    """The value of a blob. Buffers are views of `blob`: read-only, and they keep it.
+
+    An error blob gives the exception itself as the value; see `is_error_blob`.
+    """
+    first = blob[0]
+    if first == _PICKLE_TAG:
+        return pickle.loads(blob)
+    if first == 66:  # B
+        return bytes(blob[1:])
+    if first == 77:  # M
+        view = memoryview(blob)
+        if not view.readonly:
+            view = view.toreadonly()
+        _, count, pickle_size = _MULTI_HEADER.unpack_from(view)
+        sizes = struct.unpack_from(f"<{count}Q", view, _MULTI_HEADER.size)
+        offsets = multi_layout(pickle_size, sizes)
+        data = view[offsets[0] : offsets[0] + pickle_size]
+        return pickle.loads(data, buffers=[view[o : o + n] for o, n in zip(offsets[1:-1], sizes, strict=True)])
+    if first == 69:  # E
+        return _load_error(bytes(blob[1:]))
+    raise ValueError(f"not a serialized value: it begins with {bytes(blob[:4])!r}")
+
+
+def is_error_blob(blob: bytes | memoryview) -> bool:
+    return blob[0] == 69
+
+
+def serialize_error(error: BaseException) -> bytes:
+    """An error blob; one that does not survive pickling keeps its text and traceback."""
+    try:
+        data = serialize(error).to_bytes()
+        if _is_risky(error):
+            pickle.loads(data)
+    except BaseException as failure:
+        if isinstance(error, RetinueTaskError):
+            stand_in: BaseException = RetinueTaskError(
+                error.function_name,
+                error.traceback_str,
+                None,
+                error.pid,
+                error.ip,
+                error.actor_repr,
+                f"{error.cause_repr} (the exception itself could not be sent: {failure!r})",
+            )
+        else:
+            stand_in = UnserializableException(None, f"{error!r} (could not be sent: {failure!r})")
+        data = pickle.dumps(stand_in, PROTOCOL)
+    return _ERROR_TAG + data
+
+
+def _is_risky(error: BaseException) -> bool:
+    """Whether unpickling may fail: an exception whose class has an `__init__` of its own."""
+    cause = getattr(error, "cause", None)
+    return cause is not None and type(cause).__module__ != "builtins"
+
+
+def _load_error(data: bytes) -> BaseException:
+    try:
+        error = deserialize(data)
+    except Exception as failure:
+        return UnserializableException(None, f"the remote error could not be unpickled: {failure!r}")
+    return error if isinstance(error, BaseException) else UnserializableException(None, repr(error))
+
+
+# --- custom serializers and adapters -----------------------------------------------------------------------
+
+
+def register_serializer(
+    cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]
+) -> None:
+    """Serialize instances of exactly `cls` in this process with `serializer(instance)`.
+
+    What it returns is pickled, and `deserializer(that)` makes the instance again; both travel by value.
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_serializer takes a class, got {cls!r}")
+    restore = cloudpickle.dumps(deserializer)
+    _custom[cls] = lambda instance: (_apply_deserializer, (restore, serializer(instance)))
+
+
+def deregister_serializer(cls: type) -> None:
+    """Forget the serializer of `cls`; nothing happens if there is none."""
+    _custom.pop(cls, None)
+
+
+def _apply_deserializer(restore: bytes, state: Any) -> Any:
+    return cloudpickle.loads(restore)(state)
+
+
+def _load_adapters() -> None:
+    """Learn the packages that the user has imported by now and whose values need help."""
+    if "torch" in sys.modules and "torch" not in _adapters_loaded:
+        torch = sys.modules["torch"]
+        if not hasattr(torch, "Tensor"):
+            return  # another thread is importing it right now
+        _adapters_loaded.add("torch")
+        from retinue.core.adapters import torch_tensors
+
+        _custom.update(torch_tensors.reducers())
