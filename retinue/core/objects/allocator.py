@@ -167,8 +167,9 @@ class Allocator:
         self._release(offset + keep, offset + keep + rest, is_warm=True)
         return rest
 
-    def size_of(self, offset: int) -> int:
-        return self._allocated[offset]
+    def allocations(self) -> dict[int, int]:
+        """Offset and size of every allocation. A copy."""
+        return dict(self._allocated)
 
     def take_cold(self, max_bytes: int) -> Piece | None:
         """Reserve a cold free range of whole huge pages, to be touched ahead; `warmed` gives it back.
@@ -194,7 +195,7 @@ class Allocator:
         self._release(offset, offset + size, is_warm=is_warm)
 
     def take_excess(self, keep_bytes: int | None = None) -> list[Piece]:
-        """Reserve warm free ranges to be punched until `keep_bytes` (the budget) are touched; see `punched`."""
+        """Reserve warm free ranges to punch until `keep_bytes` (the budget) are touched; see `punched`."""
         limit = self.budget_bytes if keep_bytes is None else keep_bytes
         ranges: list[Piece] = []
         while self.touched_bytes > limit and self.warm_free_bytes:
@@ -215,7 +216,9 @@ class Allocator:
         position, before = 0, ""
         for start, end, kind in sorted(extents):
             assert start == position, f"bytes {position} to {start} are lost or held twice"
-            assert end > start and start % PAGE == 0 and end % PAGE == 0
+            assert end > start
+            assert start % PAGE == 0
+            assert end % PAGE == 0
             assert not (kind == before == "free"), f"free extents at {start} were not joined"
             position, before = end, kind
         assert position == self.size_bytes
@@ -228,7 +231,8 @@ class Allocator:
         assert {hole.end for hole in self._by_start.values()} == set(self._by_end)
         holes = {(hole.start, hole.end - hole.start) for hole in self._by_start.values()}
         warm = {(s, e - s) for hole in self._by_start.values() for s, e in hole.warm}
-        assert set(self._holes) == holes and set(self._warm) == warm
+        assert set(self._holes) == holes
+        assert set(self._warm) == warm
         assert set(self._huge_holes) == {(s, n) for s, size in holes if (n := _huge_room(s, size))}
         assert set(self._huge_warm) == {(s, n) for s, size in warm if (n := _huge_room(s, size))}
         assert self.warm_free_bytes == sum(size for _, size in warm)

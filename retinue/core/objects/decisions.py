@@ -152,7 +152,7 @@ class Spill:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Read an object from its file to `offset`; answer `restore_done` or `restore_failed` with that offset."""
+    """Read an object from its file to `offset`; answer `restore_done` or `restore_failed` with `offset`."""
 
     object_id: ObjectId
     file_id: int

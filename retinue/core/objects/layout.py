@@ -4,7 +4,7 @@ PAGE = 4096
 """What the agent hands out, touches and punches in; also where spilled objects start in their file."""
 
 HUGE = 2 << 20
-"""One huge page. Slabs and objects of at least this size start on one, so that MADV_COLLAPSE can make them."""
+"""One huge page. Slabs and objects of at least this size start on one: MADV_COLLAPSE needs that."""
 
 ALIGN = 64
 """Objects inside a slab, and buffers inside an object, start on a cache line."""
