@@ -1,0 +1,62 @@
+# Every target makes its own environment: Python 3.11 or newer and make are all that is needed.
+#   make demo   a parallel hyper-parameter sweep on tasks and one actor
+#   make test   lint, then all tests          make lint   format, types, imports
+#   make bench  Retinue and Ray in turn, row by row (BENCH="--rows put_small --rounds 1")
+
+VENV := .venv
+BIN := $(VENV)/bin
+RAY_VENV := .venv-ray
+# A package to add to the test environment, such as TORCH=2.13.0: tests that want torch skip without it.
+TORCH ?=
+TESTS ?=
+BENCH ?=
+
+FIND_PYTHON = for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
+    "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+      && python="$$candidate" && break; done; \
+  if [ -z "$$python" ]; then echo "make: needs Python 3.11 or newer with venv and ensurepip" >&2; exit 1; fi
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/hyperparameter_sweep.py
+
+test: lint $(VENV)/.installed-dev $(if $(TORCH),$(VENV)/.torch-$(TORCH))
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench $(RAY_VENV)/.installed
+	$(BIN)/python loadtests/core.py --ray-python $(RAY_VENV)/bin/python $(BENCH)
+
+clean:
+	rm -rf $(VENV) $(RAY_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# One stamp for each extra of pyproject.toml, so that `make demo` waits for no linter.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.torch-%: | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) torch==$*
+	@touch $@
+
+$(BIN)/python:
+	@$(FIND_PYTHON); echo "$$python -m venv $(VENV)"; "$$python" -m venv $(VENV)
+
+$(RAY_VENV)/.installed: loadtests/requirements-ray.txt | $(RAY_VENV)/bin/python
+	$(RAY_VENV)/bin/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
+$(RAY_VENV)/bin/python:
+	@$(FIND_PYTHON); echo "$$python -m venv $(RAY_VENV)"; "$$python" -m venv $(RAY_VENV)
