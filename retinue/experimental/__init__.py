@@ -1,0 +1,1 @@
+"""Names whose interface may still change."""

@@ -1,0 +1,154 @@
+"""Where a process keeps the values of its metrics: plain dicts, written without a lock.
+
+A value is written by one thread only: each thread has a cell of its own for each series, and a snapshot
+adds the cells up. So an increment cannot be lost between threads, costs no lock, and is safe in a finalizer
+that runs inside another increment of the same thread (at worst, that one increment is overwritten). The
+ident of a thread that ended is given to a later one, which goes on with its cells: their number is bounded
+by how many threads lived at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from bisect import bisect_left
+from threading import Lock, get_ident
+from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["counter", "gauge", "histogram"]
+Key = tuple[tuple[str, str], ...]
+Sample = dict[str, Any]
+"""name, kind, description, tags, and `value`, or (of a histogram) boundaries, counts, sum.
+
+`counts` has one entry more than `boundaries` and is not cumulative.
+"""
+
+# What a tag with unbounded values (a user id, say) may cost: about 200 B a series and thread.
+MAX_SERIES_PER_METRIC = 10_000
+
+
+class Series:
+    """All series of one metric in this process, one for each combination of tags."""
+
+    def __init__(
+        self, name: str, kind: Kind, description: str, boundaries: tuple[float, ...] = (), *, limit: int
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.description = description
+        self.boundaries = boundaries
+        self.limit = limit
+        self._cells: dict[tuple[int, Key], list[float]] = {}
+        self._latest: dict[Key, float] = {}
+        self._keys: set[Key] = set()
+        self._is_full = False
+
+    def add(self, key: Key, value: float) -> None:
+        """Add to a counter."""
+        cell = self._cells.get((get_ident(), key)) or self._new_cell(key, 1)
+        cell[0] += value
+
+    def set(self, key: Key, value: float) -> None:
+        """Set a gauge. Storing into a dict is atomic, and the last one wins: no cells are needed."""
+        if key in self._latest or self._has_room(key):
+            self._latest[key] = value
+
+    def observe(self, key: Key, value: float) -> None:
+        """Count a value of a histogram. The last two numbers of a cell are +Inf's count and the sum."""
+        cell = self._cells.get((get_ident(), key)) or self._new_cell(key, len(self.boundaries) + 2)
+        cell[bisect_left(self.boundaries, value)] += 1
+        cell[-1] += value
+
+    def samples(self) -> list[Sample]:
+        """Return the series that hold anything, the cells of their threads added up."""
+        if self.kind == "gauge":
+            return [self._sample(key, {"value": float(value)}) for key, value in self._latest.copy().items()]
+        totals: dict[Key, list[float]] = {}
+        for (_, key), cell in self._cells.copy().items():
+            total = totals.get(key)
+            totals[key] = cell.copy() if total is None else [a + b for a, b in zip(total, cell, strict=True)]
+        return [self._sample(key, self._values(total)) for key, total in totals.items() if any(total)]
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self._cells.clear()
+        self._latest.clear()
+        self._keys.clear()
+        self._is_full = False
+
+    def _values(self, total: list[float]) -> dict[str, Any]:
+        if self.kind == "counter":
+            return {"value": float(total[0])}
+        counts = [int(count) for count in total[:-1]]
+        return {"boundaries": list(self.boundaries), "counts": counts, "sum": float(total[-1])}
+
+    def _sample(self, key: Key, values: dict[str, Any]) -> Sample:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "description": self.description,
+            "tags": dict(key),
+            **values,
+        }
+
+    def _new_cell(self, key: Key, size: int) -> list[float]:
+        cell = [0.0] * size
+        if self._has_room(key):
+            self._cells[get_ident(), key] = cell
+        return cell
+
+    def _has_room(self, key: Key) -> bool:
+        if key in self._keys:
+            return True
+        if len(self._keys) < self.limit:
+            self._keys.add(key)
+            return True
+        if not self._is_full:
+            self._is_full = True
+            logger.warning(
+                "metric %s has %d combinations of tags, and further ones are dropped: a tag value that is "
+                "different for each request belongs into a log",
+                self.name,
+                self.limit,
+            )
+        return False
+
+
+class Registry:
+    """The metrics of a process by name."""
+
+    def __init__(self, *, limit: int = MAX_SERIES_PER_METRIC) -> None:
+        self._limit = limit
+        self._by_name: dict[str, Series] = {}
+        self._lock = Lock()  # of definitions only
+
+    def series(self, name: str, kind: Kind, description: str, boundaries: tuple[float, ...] = ()) -> Series:
+        """Return the series of a metric, the same for each of its definitions.
+
+        A histogram that is defined again with other boundaries starts anew; another kind under the same
+        name raises ValueError.
+        """
+        with self._lock:
+            known = self._by_name.get(name)
+            if known is not None and known.kind != kind:
+                raise ValueError(f"metric {name} is a {known.kind} in this process, not a {kind}")
+            if known is None or known.boundaries != boundaries:
+                known = Series(name, kind, description, boundaries, limit=self._limit)
+                self._by_name[name] = known
+            return known
+
+    def snapshot(self) -> list[Sample]:
+        """Return the samples of all metrics."""
+        return [sample for series in self._by_name.copy().values() for sample in series.samples()]
+
+    def reset_after_fork(self) -> None:
+        """Drop the values that the parent process recorded, and goes on reporting itself."""
+        self._lock = Lock()
+        for series in self._by_name.values():
+            series.reset()
+
+
+REGISTRY = Registry()
+os.register_at_fork(after_in_child=REGISTRY.reset_after_fork)
