@@ -110,8 +110,8 @@ class Allocator:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = round_up(max(budget_bytes, HUGE), HUGE)
-        self.size_bytes = 2 * self.budget_bytes
+        self.budget_bytes = self.space_for(budget_bytes) // 2
+        self.size_bytes = self.space_for(budget_bytes)
         self.used_bytes = 0
         self.warm_free_bytes = 0
         self.warming_bytes = 0
@@ -126,6 +126,11 @@ class Allocator:
         self._holes, self._huge_holes = SizeBins(), SizeBins()
         self._warm, self._huge_warm = SizeBins(), SizeBins()
         self._insert(_Hole(0, self.size_bytes, []))
+
+    @staticmethod
+    def space_for(budget_bytes: int) -> int:
+        """The size of the address space for a budget, which is rounded up to whole huge pages."""
+        return 2 * round_up(max(budget_bytes, HUGE), HUGE)
 
     @property
     def touched_bytes(self) -> int:
