@@ -156,10 +156,10 @@ class RefCount(Struct, array_like=True, frozen=True):
 
 
 class ReturnInfo(Struct, array_like=True, frozen=True):
-    """One of several returns. `size` bytes of the payload are its blob, unless it is stored."""
+    """One return. `size` bytes of the payload are its blob, unless it is stored on `node_id`."""
 
     size: int = 0
-    stored: bool = False
+    node_id: bytes = b""
     is_error: bool = False
     contained: list[RefCount] = []
 
@@ -444,45 +444,55 @@ class Unblocked(Message, tag=50):
 
 
 class SlabRequest(Message, tag=51):
-    """Room to bump-allocate in; answered by SlabGranted (never waits: refused if there is none now)."""
+    """Room to bump-allocate in: `size` bytes, or at least `min_size` (the object at hand) when short.
+
+    Answered by SpaceGranted once there is some, or Failure(ObjectStoreFullError).
+    """
 
     rid: int
     size: int
+    min_size: int
 
 
-class SlabGranted(Response, tag=52):
+class SpaceGranted(Response, tag=52):
+    """Space to write into: at `key` (an offset) of the arena, or all of the file at `path` if not empty.
+
+    Sealed or aborted by `key`. `is_warm`: its pages were touched before (see `Arena.map_writable`).
+    """
+
     rid: int
-    offset: int
+    key: int
     size: int
+    is_slab: bool = False
+    is_warm: bool = False
+    path: str = ""
 
 
 class CreateObject(Message, tag=53):
-    """Room for one object; answered by Created once there is some, or Failure when disk and store are full."""
+    """Room for one object; answered as SlabRequest."""
 
     rid: int
     object_id: bytes
     size: int
 
 
-class Created(Response, tag=54):
-    """Write at `offset` of the arena, or, if `path` is not empty, into that file; then seal."""
+class SlabRecall(Message, tag=54):
+    """agent -> client: the store is short; close this slab when no write is in progress in it."""
 
-    rid: int
     offset: int
-    path: str = ""
 
 
 class Sealed(Message, tag=55):
-    """These objects (id, offset, size) are complete. Sent before any message that names them.
+    """These objects (id, key, size, pins) are complete. Sent before any message that names them.
 
-    A file object has offset -1.
+    `pins` are counted for the sender at once.
     """
 
-    objects: list[tuple[bytes, int, int]]
+    objects: list[tuple[bytes, int, int, int]]
 
 
 class PinObject(Message, tag=56):
-    """Have the object here, in memory, and keep it until Unpin; answered by Pinned or Failure.
+    """Have the object here, and keep it until Unpin; answered by Pinned or Failure.
 
     The agent restores it from disk, or pulls it from `nodes` (asking `owner` where else when those
     fail). Failure kinds: ObjectLostError, ObjectFetchTimedOutError.
@@ -496,16 +506,17 @@ class PinObject(Message, tag=56):
 
 
 class Pinned(Response, tag=57):
-    """`size` bytes at `offset` of the arena, or of the file at `path` if that is not empty."""
+    """`size` bytes at `offset` of the arena, or of the file at `path` if that is not empty; pinned once."""
 
     rid: int
+    key: int
     offset: int
     size: int
     path: str = ""
 
 
 class Unpin(Message, tag=58):
-    pins: list[tuple[bytes, int]]  # (object_id, how many pins)
+    pins: list[tuple[int, int]]  # (key, how many pins)
 
 
 class FreeObjects(Message, tag=59):
@@ -518,7 +529,20 @@ class FreeObjects(Message, tag=59):
 class AbortObject(Message, tag=60):
     """Give up room that CreateObject had given, unsealed."""
 
-    object_id: bytes
+    key: int
+
+
+class SlabClosed(Message, tag=69):
+    """No more writes into this slab; what lies behind its first `used` bytes is free."""
+
+    offset: int
+    used: int
+
+
+class CancelPin(Message, tag=70):
+    """Withdraw the PinObject of this `request` id (its rid); ignored if it was answered."""
+
+    request: int
 
 
 class BecomeActor(Message, tag=61):

@@ -1,0 +1,662 @@
+"""The runtime of one process, driver or worker: its objects, its connections, its I/O thread.
+
+Lives here: putting the parts together, waiting for objects, finished calls, dropped references, what to
+do when a process is gone. Does not: choosing workers (`submission`), actors' calls (`actor_calls`), the
+arena (`store`), running user code (`retinue.core.worker`).
+
+One lock guards the table and all queues. It is held for microseconds and never while waiting or while
+user code runs; sockets are written under it (sending never blocks), so that order of decision is order
+of sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from retinue.core import references
+from retinue.core.client.actor_calls import ActorCaller
+from retinue.core.client.head import HeadClient
+from retinue.core.client.ownership import OwnershipService
+from retinue.core.client.peers import Peers
+from retinue.core.client.store import StoreClient
+from retinue.core.client.submission import TaskSubmitter
+from retinue.core.errors import GetTimeoutError, ObjectLostError, TaskCancelledError
+from retinue.core.ids import IdFactory, put_id
+from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Entry, OwnershipTable
+from retinue.core.references import ObjectRef
+from retinue.core.serialization import Serialized, deserialize, serialize, serialize_error
+from retinue.core.transport import threads
+from retinue.core.transport.threads import Connection, IoThread
+from retinue.core.wire.messages import Address
+
+logger = logging.getLogger(__name__)
+
+INLINE_LIMIT_BYTES = 100 * 1024
+# After the last call in flight the I/O thread goes on looking for a while: waking it costs a system call
+# on each synchronous call otherwise.
+LINGER_S = 0.05
+IDLE_TICK_S = 0.25
+EMPTY_TICK_S = 5.0
+HOUSEKEEPING_S = 0.05
+# A wait shorter than this does not lend the task's CPUs to others.
+SHORT_WAIT_S = 0.002
+WATCH_S = 1.0
+
+
+class WaitHook:
+    """What a worker does when the code that it runs begins to wait, and when it goes on."""
+
+    def blocked(self) -> None: ...
+    def unblocked(self) -> None: ...
+
+
+class Context(threading.local):
+    """What runs on this thread: the task (bytes), and how many puts it has made."""
+
+    task_id: bytes = b""
+    puts: int = 0
+    hook: WaitHook | None = None
+
+
+class Runtime:
+    """Everything a process needs to own objects, call tasks and actors, and be asked by others.
+
+    Build it, then `start`. `address` is where this process listens. Threads of user code call `put`,
+    `get`, `wait` and the submitters; everything else happens on the I/O thread or on whichever thread
+    reads a call's connection.
+    """
+
+    def __init__(self, *, address: Address, node_id: bytes, job_id: bytes, token: bytes, head: Address) -> None:
+        self.address = address
+        self.node_id = node_id
+        self.job_id = job_id
+        self.token = token
+        self.ids = IdFactory(job_id)
+        self.root_task_id = self.ids.task_id()
+        self.lock = threading.Lock()
+        self.table = OwnershipTable()
+        self.context = Context()
+        self.direct = select.epoll()  # the call connections: whoever looks asks here which can be read
+        self.direct_by_fd: dict[int, Connection] = {}
+        self.tickers: list[Callable[[float], float]] = []
+        self.agent: Connection | None = None
+        self.is_stopping = False
+        self.warned_blocking = False
+        self._busy_until = 0.0
+        self._watch_until = 0.0
+        self._last_housekeeping = 0.0
+        self._watched: dict[int, float] = {}
+        self.io = IoThread("retinue-io", self._tick)
+        self.peers = Peers(self)
+        self.head = HeadClient(self, head)
+        self.store = StoreClient(self)
+        self.ownership = OwnershipService(self)
+        self.tasks = TaskSubmitter(self)
+        self.actors = ActorCaller(self)
+
+    def start(self) -> None:
+        """Run the I/O thread and serve this process's references."""
+        references.bind(self)
+        self.io.start()
+
+    def stop(self) -> None:
+        """Close everything. Pending waits fail with ConnectionError's message as their cause."""
+        self.is_stopping = True
+        references.bind(None)
+        self.io.stop()
+        self.head.close()
+        self.peers.close()
+        if self.agent is not None:
+            self.agent.on_close = _ignore
+            self.agent.lost()
+        for connection in list(self.direct_by_fd.values()):
+            connection.on_close = _ignore
+            connection.lost()
+        self.store.close()
+        self.direct.close()
+        self.io.close()
+        references.dropped.clear()
+
+    # --- direct connections
+
+    def add_direct(self, connection: Connection) -> None:
+        """A connection for calls: read by whoever waits, looked at by the I/O thread."""
+        self.direct_by_fd[connection.fd] = connection
+        self.direct.register(connection.fd, select.EPOLLIN)
+
+    def remove_direct(self, connection: Connection) -> None:
+        if self.direct_by_fd.get(connection.fd) is connection:
+            del self.direct_by_fd[connection.fd]
+            try:
+                self.direct.unregister(connection.fd)
+            except OSError:
+                pass  # closed already
+
+    def submitted(self, connection: Connection | None) -> None:
+        """Calls were sent or are pending: see that somebody reads the answers."""
+        if connection is not None and self._watch_until > 0.0:
+            self.watch_for_a_while(connection)
+        self.io.wake_if_sleeping()
+
+    def watch_for_a_while(self, connection: Connection) -> None:
+        """Have the I/O thread itself read a call connection for the next second: for callbacks."""
+        self._watched[connection.fd] = time.monotonic() + WATCH_S
+        self.io.watch_reads(connection)
+
+    # --- the I/O thread's tick
+
+    def _tick(self, now: float) -> float:
+        self.drain_dropped()
+        interval = EMPTY_TICK_S if not self.table.entries else IDLE_TICK_S
+        for fd, _ in self.direct.poll(0):
+            connection = self.direct_by_fd.get(fd)
+            if connection is not None:
+                connection.try_receive()
+        if self.tasks.is_busy() or self.actors.is_busy():
+            self._busy_until = now + LINGER_S
+        if now < self._busy_until:
+            interval = threads.LOOK_INTERVAL_S
+        self.tasks.tick(now)
+        if now - self._last_housekeeping >= HOUSEKEEPING_S:
+            self._last_housekeeping = now
+            self._housekeeping(now)
+        if self.tasks.has_leases():
+            interval = min(interval, HOUSEKEEPING_S)
+        for ticker in self.tickers:
+            interval = min(interval, ticker(now))
+        return interval
+
+    def _housekeeping(self, now: float) -> None:
+        self.tasks.return_idle_leases(now)
+        self.store.tick(now)
+        if self._watch_until and now > self._watch_until:
+            self._watch_until = 0.0
+        for fd, until in list(self._watched.items()):
+            connection = self.direct_by_fd.get(fd)
+            if connection is None:
+                del self._watched[fd]
+            elif now > until:
+                if connection.in_flight or (connection.context is not None and connection.context.is_busy()):
+                    self._watched[fd] = now + WATCH_S
+                else:
+                    del self._watched[fd]
+                    self.io.watch(connection, connection.watched & ~select.EPOLLIN)
+
+    def drain_dropped(self) -> None:
+        """Let go of the references that were garbage collected since the last time."""
+        dropped = references.dropped
+        if not dropped:
+            return
+        ids = [dropped.popleft() for _ in range(len(dropped))]
+        with self.lock:
+            self.table.drop_refs(ids)
+            effects = self.table.take_effects()
+        if effects is not None:
+            self.ownership.carry_out(effects)
+
+    def after_unlock(self) -> None:
+        """Carry out what the table decided; call without the lock after any change that ends holds."""
+        with self.lock:
+            effects = self.table.take_effects()
+        if effects is not None:
+            self.ownership.carry_out(effects)
+
+    # --- references
+
+    def own_address(self) -> Address:
+        return self.address
+
+    def add_reference(self, object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
+        """A reference that arrived in a value, or a copy of one."""
+        if owner is not None and owner.worker_id == self.address.worker_id:
+            owner = None
+        with self.lock:
+            entry = self.table.add_ref(object_id, owner)
+            if entry.state == LOST and entry.blob is None:
+                entry.blob = serialize_error(ObjectLostError(object_id.hex(), message="its owner let go of it"))
+            if owner is not None and not entry.counted:
+                self.ownership.borrowed(object_id)
+        return ObjectRef(object_id, owner)
+
+    def reference_escaped(self, object_id: bytes) -> None:
+        """The user pickled a reference by hand; nobody knows for how long it lives: for the job."""
+        with self.lock:
+            self.table.use(object_id)
+
+    # --- put
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """Make an object of a value; small ones stay in this process's memory (0.4 us, no round trip)."""
+        serialized = serialize(value)
+        object_id = self.next_put_id()
+        contained = self._hold_found(serialized.found) if serialized.found else None
+        if serialized.size <= INLINE_LIMIT_BYTES:
+            with self.lock:
+                self.table.own_inline(object_id, serialized.to_bytes(), contained)
+        else:
+            self.put_stored(object_id, serialized, contained)
+        if len(references.dropped) > 1000:
+            self.drain_dropped()
+        return ObjectRef(object_id)
+
+    def put_stored(
+        self, object_id: bytes, serialized: Serialized, contained: list[bytes] | None, refs: int = 1
+    ) -> None:
+        """Write a value into the node's store and own it."""
+        self.store.write(object_id, serialized)
+        with self.lock:
+            self.table.own_stored(object_id, serialized.size, self.node_id, contained, refs)
+
+    def next_put_id(self) -> bytes:
+        context = self.context
+        context.puts += 1
+        if not context.task_id:
+            # A thread of the driver, or one that user code started: ids of a task of its own.
+            context.task_id = self.ids.task_id()
+        return put_id(context.task_id, context.puts)
+
+    def _hold_found(self, found: Sequence[tuple[bytes, Address | None]]) -> list[bytes]:
+        with self.lock:
+            for object_id, owner in found:
+                self.table.use(object_id, owner)
+        return [object_id for object_id, _ in found]
+
+    # --- get
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
+        """The values, in order. Raises the first error met, or GetTimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        entries = self.table.entries
+        values = []
+        waited = False
+        try:
+            for ref in refs:
+                entry = entries.get(ref._id)
+                if entry is None:
+                    entry = self._missing(ref)
+                if entry.state == PENDING:
+                    waited = self._await_entry(ref._id, entry, deadline, waited, len(refs))
+                values.append(self._value_of(ref._id, entry, deadline))
+        finally:
+            if waited and self.context.hook is not None:
+                self.context.hook.unblocked()
+        return values
+
+    def _missing(self, ref: ObjectRef[Any]) -> Entry:
+        raise ObjectLostError(ref.hex(), message="this process does not know it: was it made before shutdown()?")
+
+    def _value_of(self, object_id: bytes, entry: Entry, deadline: float | None) -> Any:
+        while True:
+            state = entry.state
+            if state == INLINE:
+                blob = entry.blob
+                assert blob is not None
+                return self.ownership.load(object_id, entry, blob)
+            if state == STORED:
+                try:
+                    view = self.store.read(object_id, entry, deadline)
+                except ObjectLostError as error:
+                    self.ownership.recover(object_id, error)
+                    if entry.state == PENDING:
+                        self._await_entry(object_id, entry, deadline, False, 1)
+                    continue
+                return self.ownership.load(object_id, entry, view)
+            if state in (ERROR, LOST):
+                assert entry.blob is not None
+                error = deserialize(entry.blob)
+                raise error
+            if state == ACTOR:
+                raise TypeError("an actor handle is not an object")
+            self._await_entry(object_id, entry, deadline, False, 1)
+
+    # --- waiting
+
+    def _await_entry(
+        self, object_id: bytes, entry: Entry, deadline: float | None, announced: bool, total: int
+    ) -> bool:
+        """Wait until the entry is not pending. Returns whether the wait was announced to the hook.
+
+        The waiting thread reads the connection that the answer will come on, if nobody else does.
+        """
+        if entry.owner is not None:
+            self.ownership.locate(object_id, entry)
+        hook = self.context.hook
+        self._check_not_on_loop()
+        started = time.monotonic() if hook is not None else 0.0
+        while entry.state == PENDING:
+            if self.is_stopping:
+                raise ConnectionError("retinue was shut down while waiting for an object")
+            limit = threads.RECHECK_S
+            if deadline is not None:
+                limit = deadline - time.monotonic()
+                if limit <= 0:
+                    raise GetTimeoutError(f"object {object_id.hex()} was not there in time ({total} asked for)")
+                limit = min(limit, threads.RECHECK_S)
+            if hook is not None and not announced:
+                if time.monotonic() - started < SHORT_WAIT_S:
+                    limit = SHORT_WAIT_S
+                else:
+                    hook.blocked()
+                    announced = True
+            task = entry.task
+            connection: Connection | None = task.conn if task is not None else None
+            if connection is not None and connection.read_lock.acquire(blocking=False):
+                try:
+                    if entry.state == PENDING and not connection.is_closed and task.conn is connection:
+                        if limit >= threads.RECHECK_S:
+                            connection.receive(wait=True)
+                        elif connection.wait_readable(limit):
+                            connection.receive(wait=False)
+                finally:
+                    connection.read_lock.release()
+                    while connection.sleepers:
+                        # Somebody else waits for an answer on this connection: he reads now.
+                        connection.sleepers.popleft()()
+                        break
+            else:
+                self._sleep(entry, connection, limit)
+        return announced
+
+    def _sleep(self, entry: Entry, connection: Connection | None, limit_s: float) -> None:
+        wake = Wake()
+        if entry.waiters is None:
+            entry.waiters = []
+        waiters = entry.waiters
+        waiters.append(wake)
+        if connection is not None:
+            connection.sleepers.append(wake)
+        self.io.wake_if_sleeping()
+        if entry.state == PENDING:
+            wake.lock.acquire(timeout=limit_s)
+        for queue in (waiters, connection.sleepers if connection is not None else None):
+            if queue is not None:
+                try:
+                    queue.remove(wake)
+                except ValueError:
+                    pass  # taken by whoever woke us
+
+    def _check_not_on_loop(self) -> None:
+        if self.warned_blocking:
+            return
+        if asyncio._get_running_loop() is not None:
+            self.warned_blocking = True
+            logger.warning("a blocking get() or wait() on an event loop's thread stops that loop; await instead")
+
+    def wait(
+        self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout_s: float | None, fetch_local: bool
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Split into (at most `num_returns` that are there, the rest), both in order of `refs`."""
+        entries = self.table.entries
+        states = [entries.get(r._id) or self._missing(r) for r in refs]
+        pending = [(r._id, e) for r, e in zip(refs, states, strict=True) if e.state == PENDING]
+        ready = len(refs) - len(pending)
+        if ready < num_returns and (timeout_s is None or timeout_s > 0):
+            self._wait_for_some(pending, num_returns - ready, timeout_s)
+        done, rest = [], []
+        for ref, entry in zip(refs, states, strict=True):
+            if entry.state != PENDING and len(done) < num_returns:
+                done.append(ref)
+            else:
+                rest.append(ref)
+        if fetch_local and done:
+            self.store.prefetch([(r._id, entries[r._id]) for r in done if r._id in entries])
+        return done, rest
+
+    def _wait_for_some(self, pending: list[tuple[bytes, Entry]], count: int, timeout_s: float | None) -> None:
+        self._check_not_on_loop()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        countdown = Countdown(count)
+        for object_id, entry in pending:
+            if entry.owner is not None:
+                self.ownership.locate(object_id, entry)
+            if entry.waiters is None:
+                entry.waiters = []
+            entry.waiters.append(countdown)
+            if entry.state != PENDING:
+                countdown()
+        hook = self.context.hook
+        announced = False
+        started = time.monotonic()
+        try:
+            while countdown.left > 0:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    break
+                limit = threads.RECHECK_S if deadline is None else min(deadline - now, threads.RECHECK_S)
+                if hook is not None and not announced:
+                    if now - started < SHORT_WAIT_S:
+                        limit = min(limit, SHORT_WAIT_S)
+                    else:
+                        hook.blocked()
+                        announced = True
+                self._wait_once(pending, countdown, limit)
+        finally:
+            for _, entry in pending:
+                waiters = entry.waiters
+                if waiters is not None:
+                    try:
+                        waiters.remove(countdown)
+                    except ValueError:
+                        pass  # it became ready
+            if announced and hook is not None:
+                hook.unblocked()
+
+    def _wait_once(self, pending: list[tuple[bytes, Entry]], countdown: Countdown, limit_s: float) -> None:
+        """Read the one connection that all answers come on, or let the I/O thread read them."""
+        connections = {e.task.conn for _, e in pending if e.state == PENDING and e.task is not None}
+        connections.discard(None)
+        if len(connections) == 1:
+            (connection,) = connections
+            if connection.read_lock.acquire(blocking=False):
+                try:
+                    if countdown.left > 0 and not connection.is_closed and connection.wait_readable(limit_s):
+                        connection.receive(wait=False)
+                finally:
+                    connection.read_lock.release()
+                return
+        for connection in connections:
+            self.watch_for_a_while(connection)
+        self.watch_new_connections()
+        self.io.wake_if_sleeping()
+        countdown.lock.acquire(timeout=limit_s)
+
+    def watch_new_connections(self) -> None:
+        """For the next second the I/O thread also reads the connections that calls are sent on."""
+        self._watch_until = time.monotonic() + WATCH_S
+
+    # --- futures
+
+    def when_ready(self, object_id: bytes, function: Callable[[], None]) -> None:
+        """Call `function` once the object is not pending: at once, or on the thread that learns of it."""
+        entry = self.table.entries.get(object_id)
+        if entry is None or entry.state != PENDING:
+            function()
+            return
+        once = Once(function)
+        if entry.waiters is None:
+            entry.waiters = []
+        entry.waiters.append(once)
+        if entry.state != PENDING:
+            once()
+            return
+        if entry.owner is not None:
+            self.ownership.locate(object_id, entry)
+
+    def future_of(self, ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]:
+        """A concurrent future. Its value is fetched on a helper thread if it lies in the store."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+
+        def fetch() -> None:
+            try:
+                value = self.get([ref], None)[0]
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        def ready() -> None:
+            entry = self.table.entries.get(ref._id)
+            if entry is not None and entry.state == STORED:
+                threading.Thread(target=fetch, name="retinue-fetch", daemon=True).start()
+            else:
+                fetch()
+
+        self._read_eagerly(ref)
+        self.when_ready(ref._id, ready)
+        return future
+
+    def _read_eagerly(self, ref: ObjectRef[Any]) -> None:
+        entry = self.table.entries.get(ref._id)
+        task = entry.task if entry is not None else None
+        connection = task.conn if task is not None else None
+        if connection is not None:
+            self.watch_for_a_while(connection)
+        else:
+            self.watch_new_connections()
+
+    def await_ref(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]:
+        """An asyncio future on the running loop, which itself reads the answer's connection."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        entry = self.table.entries.get(ref._id) or self._missing(ref)
+
+        def set_value() -> None:
+            if future.done():
+                return
+            try:
+                value = self.get([ref], None)[0]
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        def fetch_stored() -> None:
+            # Pinning an object is a round trip (or a restore, or a transfer): never on the loop.
+            fetching = loop.run_in_executor(None, lambda: self.get([ref], None)[0])
+
+            def fetched(done: asyncio.Future[Any]) -> None:
+                if future.done():
+                    done.exception()
+                elif done.exception() is not None:
+                    future.set_exception(done.exception())  # type: ignore[arg-type]
+                else:
+                    future.set_result(done.result())
+
+            fetching.add_done_callback(fetched)
+
+        def ready_on_loop() -> None:
+            if entry.state == STORED:
+                fetch_stored()
+            else:
+                set_value()
+
+        thread_id = threading.get_ident()
+
+        def ready() -> None:
+            if threading.get_ident() == thread_id:
+                ready_on_loop()
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(ready_on_loop)
+
+        if entry.state != PENDING:
+            ready_on_loop()
+            return future
+        task = entry.task
+        connection = task.conn if task is not None else None
+        if connection is None:
+            self.watch_new_connections()
+        elif connection.loop is not loop and not connection.is_closed:
+            connection.loop = loop
+            loop.add_reader(connection.fd, connection.try_receive)
+        self.when_ready(ref._id, ready)
+        return future
+
+    # --- others
+
+    def process_gone(self, worker_id: bytes) -> None:
+        """Another process died (its control connection broke): its holds end."""
+        if self.is_stopping:
+            return
+        with self.lock:
+            self.table.borrower_gone(worker_id)
+        self.after_unlock()
+
+    def fail(self, object_id: bytes, error: BaseException) -> None:
+        """Resolve a pending object with an error."""
+        blob = serialize_error(error)
+        with self.lock:
+            waiters = self.table.resolve(object_id, ERROR, blob=blob)
+        for wake in waiters:
+            wake()
+
+    def cancelled_error(self, task_id: bytes, name: str) -> TaskCancelledError:
+        return TaskCancelledError(task_id.hex(), f"task {name or task_id.hex()} was cancelled")
+
+    def is_alive(self) -> bool:
+        return not self.is_stopping and os.getpid() == self._pid
+
+    _pid = os.getpid()
+
+
+class Wake:
+    """Wakes one sleeping thread, once or often."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def __call__(self) -> None:
+        try:
+            self.lock.release()
+        except RuntimeError:
+            pass  # it is awake already
+
+
+class Countdown:
+    """Wakes one sleeping thread when it was called often enough."""
+
+    __slots__ = ("left", "lock")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            try:
+                self.lock.release()
+            except RuntimeError:
+                pass  # already at zero
+
+
+class Once:
+    """Calls a function the first time it is called."""
+
+    __slots__ = ("_function", "_lock")
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            function, self._function = self._function, None
+        if function is not None:
+            function()
+
+
+def _ignore(connection: Connection) -> None:
+    """Nobody is left to tell."""

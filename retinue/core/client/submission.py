@@ -1,0 +1,721 @@
+"""Calls on their way out: arguments, leases, pushing tasks to workers, and what comes back.
+
+Carries out what `leases.ShapePool` decides. Lives here: preparing arguments, lease messages with the
+agents, replies of tasks, retries. Does not: actors' order (`actor_calls`), the decisions themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from retinue.core.client.leases import LeasedWorker, ShapePool
+from retinue.core.client.peers import open_connection
+from retinue.core.client.tasks import FunctionDef, TaskRecord, call_frame, definition_frames
+from retinue.core.errors import (
+    NodeDiedError,
+    RetinueError,
+    RetinueTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from retinue.core.ids import FIRST_RETURN, return_id
+from retinue.core.ownership.table import ERROR, INLINE, PENDING, STORED
+from retinue.core.references import ObjectRef
+from retinue.core.serialization import deserialize, serialize, serialize_error
+from retinue.core.transport.threads import Connection
+from retinue.core.wire.failures import to_exception
+from retinue.core.wire.messages import (
+    REPLY_CANCELLED,
+    REPLY_ERROR,
+    REPLY_RETURNS,
+    Address,
+    CallOptions,
+    DeathInfo,
+    Dependency,
+    Failure,
+    HandBack,
+    LeaseBegin,
+    LeaseDemand,
+    LeaseGrant,
+    LeaseLost,
+    LeaseRecall,
+    LeaseRedirect,
+    LeaseRefused,
+    LeaseReturn,
+    Reply,
+    Shape,
+    StoredObject,
+    StreamItem,
+    WorkerExit,
+)
+
+if TYPE_CHECKING:
+    from retinue.core.client.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+INLINE_ARGS_LIMIT_BYTES = 100 * 1024
+MAX_HOPS = 4
+
+
+class ArgSlot:
+    """Stands for a top-level ObjectRef argument within pickled arguments."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> tuple[type[ArgSlot], tuple[int]]:
+        return ArgSlot, (self.index,)
+
+
+class Prepared:
+    """Arguments ready to travel: bytes, what they hold, what is not there yet."""
+
+    __slots__ = ("args", "args_object", "deps", "slots")
+
+    def __init__(
+        self,
+        args: bytes = b"",
+        deps: tuple[bytes, ...] = (),
+        slots: tuple[bytes, ...] = (),
+        args_object: StoredObject | None = None,
+    ) -> None:
+        self.args = args
+        self.deps = deps
+        self.slots = slots
+        self.args_object = args_object
+
+
+NO_ARGUMENTS = Prepared()
+
+
+class Agent:
+    """A node agent that grants us leases: our own node's, or one that we were redirected to."""
+
+    __slots__ = ("address", "connection", "known_shapes")
+
+    def __init__(self, address: Address, connection: Connection | None) -> None:
+        self.address = address
+        self.connection = connection
+        self.known_shapes: set[int] = set()
+
+
+class TaskSubmitter:
+    """All tasks of this process that are not actors' calls."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._pools: dict[int, ShapePool] = {}
+        self._shapes: dict[int, Shape] = {}
+        self._pool_of_shape: dict[bytes, ShapePool] = {}
+        self._shape_ids = itertools.count(1)
+        self._lease_keys = itertools.count(1)
+        self._leases: dict[tuple[bytes, int], tuple[ShapePool, LeasedWorker]] = {}
+        self._connections: dict[bytes, Connection] = {}  # to workers, by worker id
+        self._agents: dict[bytes, Agent] = {}  # remote ones, by node id
+        self._local: Agent | None = None
+        self._unsettled: dict[tuple[bytes, int], LeasedWorker] = {}
+        self._redirected: dict[tuple[int, bytes], int] = {}
+
+    # --- arguments
+
+    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
+        """Pickle a call's arguments now (they may change later) and hold the objects in them."""
+        if not args and not kwargs:
+            return NO_ARGUMENTS
+        slots: list[ObjectRef[Any]] = []
+        for value in args:
+            if type(value) is ObjectRef:
+                args = [self._slot(slots, v) for v in args]
+                break
+        for value in kwargs.values():
+            if type(value) is ObjectRef:
+                kwargs = {k: self._slot(slots, v) for k, v in kwargs.items()}
+                break
+        serialized = serialize((tuple(args), kwargs) if kwargs else tuple(args))
+        runtime = self._runtime
+        if not slots and not serialized.found and serialized.size <= INLINE_ARGS_LIMIT_BYTES:
+            return Prepared(serialized.to_bytes())
+        held = [(ref._id, ref._owner) for ref in slots]
+        held.extend(serialized.found)
+        with runtime.lock:
+            for object_id, owner in held:
+                runtime.table.use(object_id, owner)
+        deps = [object_id for object_id, _ in held]
+        args_object = None
+        blob = b""
+        if serialized.size > INLINE_ARGS_LIMIT_BYTES:
+            object_id = runtime.next_put_id()
+            runtime.put_stored(object_id, serialized, None, refs=0)
+            with runtime.lock:
+                runtime.table.use(object_id)
+            deps.append(object_id)
+            args_object = StoredObject(object_id, runtime.address, runtime.node_id, serialized.size)
+        else:
+            blob = serialized.to_bytes()
+        return Prepared(blob, tuple(deps), tuple(ref._id for ref in slots), args_object)
+
+    @staticmethod
+    def _slot(slots: list[ObjectRef[Any]], value: Any) -> Any:
+        if type(value) is not ObjectRef:
+            return value
+        slots.append(value)
+        return ArgSlot(len(slots) - 1)
+
+    def dependencies(self, task: TaskRecord) -> list[Dependency] | None:
+        """What the task's slots have become. Called with the lock, when all are ready.
+
+        Raises the error of a dependency that failed.
+        """
+        if not task.slots:
+            return None
+        found = []
+        runtime = self._runtime
+        for object_id in task.slots:
+            entry = runtime.table.entries[object_id]
+            if entry.state == INLINE:
+                found.append(Dependency(entry.blob))
+            elif entry.state == STORED:
+                node = entry.nodes[0] if entry.nodes else b""
+                owner = entry.owner or runtime.address
+                found.append(Dependency(None, StoredObject(object_id, owner, node, entry.size)))
+            else:
+                assert entry.blob is not None
+                raise DependencyFailed(entry.blob)
+        return found
+
+    def await_dependencies(self, task: TaskRecord, then: Callable[[TaskRecord], None]) -> None:
+        """Count the slots that are pending; `then(task)` once none is. For a task that has slots."""
+        runtime = self._runtime
+        pending = [i for i in task.slots if runtime.table.entries[i].state == PENDING]
+        task.unready = len(pending)
+        if not pending:
+            return
+        remaining = itertools.count(len(pending) - 1, -1)
+
+        def ready() -> None:
+            if next(remaining) == 0:
+                task.unready = 0
+                then(task)
+
+        for object_id in pending:
+            runtime.when_ready(object_id, ready)
+
+    # --- submitting
+
+    def pool_for(self, shape: Shape, key: bytes) -> ShapePool:
+        """The pool of a shape, by its encoding."""
+        pool = self._pool_of_shape.get(key)
+        if pool is None:
+            shape_id = next(self._shape_ids)
+            pool = ShapePool(shape_id)
+            self._shapes[shape_id] = shape
+            self._pool_of_shape[key] = pool
+            self._pools[shape_id] = pool
+        return pool
+
+    def submit(self, task: TaskRecord) -> None:
+        """A new task, whose entries are in the table already."""
+        if task.slots:
+            self.await_dependencies(task, self._ready)
+            if task.unready:
+                return
+        self._ready(task)
+
+    def _ready(self, task: TaskRecord) -> None:
+        runtime = self._runtime
+        failed: DependencyFailed | None = None
+        with runtime.lock:
+            if task.is_cancelled:
+                return
+            pool: ShapePool = task.pool
+            try:
+                dependencies = self.dependencies(task)
+            except DependencyFailed as error:
+                failed = error
+            else:
+                worker = pool.submit(task)
+                if worker is not None:
+                    self._send(worker, [task], dependencies)
+                    runtime.submitted(worker.conn)
+                    return
+                ask = pool.demand_grew()
+        if failed is not None:
+            self._finish_with_blob(task, failed.blob)
+            return
+        if ask:
+            self._send_demand(pool)
+        runtime.submitted(None)
+
+    def _send(self, worker: LeasedWorker, tasks: list[TaskRecord], dependencies: Any = None) -> None:
+        """Push tasks to a worker in one go. With the lock."""
+        connection: Connection = worker.conn
+        known = connection.known
+        frames = []
+        for task in tasks:
+            function: FunctionDef = task.function
+            if function.key not in known:
+                known.add(function.key)
+                frames.append(definition_frames(function))
+            if task.slots and dependencies is None:
+                try:
+                    found = self.dependencies(task)
+                except DependencyFailed as error:  # lost since it was ready
+                    worker.tasks.pop(task.task_id, None)
+                    blob = error.blob
+                    self._runtime.io.post(lambda task=task, blob=blob: self._finish_with_blob(task, blob))  # type: ignore[misc]
+                    continue
+            else:
+                found = dependencies
+            frames.append(call_frame(task, found))
+        if frames:
+            connection.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    # --- leases
+
+    def use_agent(self, address: Address, connection: Connection) -> None:
+        """The connection to this node's agent, made by whoever registered the process."""
+        self._local = Agent(address, connection)
+
+    def _send_demand(self, pool: ShapePool) -> None:
+        with self._runtime.lock:
+            wanted = pool.demand()
+        if wanted is not None and self._local is not None and self._local.connection is not None:
+            self._demand(self._local, pool, wanted, 0)
+
+    def _demand(self, agent: Agent, pool: ShapePool, wanted: int, hops: int) -> None:
+        assert agent.connection is not None
+        shape = None
+        if pool.shape_id not in agent.known_shapes:
+            agent.known_shapes.add(pool.shape_id)
+            shape = self._shapes[pool.shape_id]
+        agent.connection.send(LeaseDemand(pool.shape_id, wanted, shape, hops))
+
+    def on_agent_message(self, connection: Connection, message: Any, payload: bytes) -> bool:
+        """Lease messages of any agent; False if the message is not one."""
+        kind = type(message)
+        if kind is LeaseGrant:
+            self._granted(connection, message)
+        elif kind is LeaseRecall:
+            self._recalled(connection, message)
+        elif kind is LeaseLost:
+            self._lease_lost(self._agent_key(connection), message.lease_id, message.death)
+        elif kind is LeaseRedirect:
+            self._redirect(message)
+        elif kind is LeaseRefused:
+            self._refused(message)
+        else:
+            return False
+        return True
+
+    def _agent_key(self, connection: Connection) -> bytes:
+        return connection.context if isinstance(connection.context, bytes) else b""
+
+    def _agent_of(self, key: bytes) -> Connection | None:
+        agent = self._local if not key else self._agents.get(key)
+        return agent.connection if agent is not None else None
+
+    def _granted(self, agent_connection: Connection, grant: LeaseGrant) -> None:
+        pool = self._pools[grant.shape_id]
+        key = self._agent_key(agent_connection)
+        with self._runtime.lock:
+            pool.grant_seen()
+            needed = bool(pool.pending)
+        if not needed:
+            agent_connection.send(LeaseReturn(grant.lease_id))
+            return
+        existing = self._connections.get(grant.worker.worker_id)
+        if existing is not None and not existing.is_closed:
+            self._begin(pool, key, grant, existing)
+            return
+        open_connection(
+            self._runtime,
+            grant.worker,
+            "calls",
+            self._on_call_message,
+            self._call_connection_lost,
+            lambda c: self._begin(pool, key, grant, c),
+        )
+
+    def _begin(self, pool: ShapePool, key: bytes, grant: LeaseGrant, connection: Connection | None) -> None:
+        runtime = self._runtime
+        agent = self._agent_of(key)
+        if connection is None:
+            # The worker died before we reached it; the agent will say so, or is gone itself.
+            if agent is not None:
+                agent.send(LeaseReturn(grant.lease_id, reusable=False))
+            return
+        if grant.worker.worker_id not in self._connections:
+            self._connections[grant.worker.worker_id] = connection
+            runtime.add_direct(connection)
+        connection.send(LeaseBegin(grant.lease_id, self._shapes[pool.shape_id].resources, grant.instances))
+        worker = LeasedWorker(next(self._lease_keys), connection, time.monotonic())
+        context = Lease(pool, worker, key, grant.lease_id, grant.worker)
+        connection.context = context
+        with runtime.lock:
+            self._leases[(key, grant.lease_id)] = (pool, worker)
+            pool.granted(worker)
+            tasks = pool.refill(worker)
+            if tasks:
+                self._send(worker, tasks)
+            # With several workers whoever waits on one must not let another run dry.
+            share = len(pool.workers) > 1 and bool(pool.pending)
+        if share:
+            for other in list(pool.workers.values()):
+                runtime.watch_for_a_while(other.conn)
+        runtime.submitted(connection)
+
+    def _recalled(self, agent_connection: Connection, recall: LeaseRecall) -> None:
+        found = self._leases.get((self._agent_key(agent_connection), recall.lease_id))
+        if found is None:
+            return
+        pool, worker = found
+        with self._runtime.lock:
+            pool.recalled(worker.lease_id)
+            done = not worker.tasks
+        if done:
+            self._return(pool, worker)
+
+    def _return(self, pool: ShapePool, worker: LeasedWorker, *, reusable: bool = True) -> None:
+        lease: Lease = worker.conn.context
+        with self._runtime.lock:
+            if pool.removed(worker.lease_id) is None:
+                return
+        self._leases.pop((lease.agent, lease.lease_id), None)
+        agent = self._agent_of(lease.agent)
+        if agent is not None:
+            agent.send(LeaseReturn(lease.lease_id, reusable))
+
+    def return_idle_leases(self, now: float) -> None:
+        for pool in self._pools.values():
+            if not pool.workers:
+                continue
+            with self._runtime.lock:
+                idle = pool.returnable(now)
+            for worker in idle:
+                self._return(pool, worker)
+
+    def has_leases(self) -> bool:
+        return bool(self._leases)
+
+    def is_busy(self) -> bool:
+        """Whether any task waits or is in flight."""
+        return any(p.pending or any(w.tasks for w in p.workers.values()) for p in self._pools.values())
+
+    def tick(self, now: float) -> None:
+        """Tell the agent where the need for workers has changed."""
+        for pool in self._pools.values():
+            if pool.pending or pool._asked:
+                self._send_demand(pool)
+
+    def _redirect(self, message: LeaseRedirect) -> None:
+        pool = self._pools[message.shape_id]
+        node_id = message.node.node_id
+        agent = self._agents.get(node_id)
+        with self._runtime.lock:
+            pool.grant_seen(message.count)
+        if agent is not None and agent.connection is not None and not agent.connection.is_closed:
+            self._demand(agent, pool, message.count, 1)
+            return
+
+        def opened(connection: Connection | None) -> None:
+            if connection is None:
+                return  # that node is gone: the next tick asks our own agent again
+            connection.context = node_id
+            new = self._agents[node_id] = Agent(message.node, connection)
+            self._runtime.io.watch_reads(connection)
+            connection.process()
+            self._demand(new, pool, message.count, 1)
+
+        open_connection(
+            self._runtime, message.node, "agent", self._on_remote_agent, self._remote_agent_lost, opened
+        )
+
+    def _on_remote_agent(self, connection: Connection, message: Any, payload: bytes) -> None:
+        if not self.on_agent_message(connection, message, payload):
+            raise ConnectionError(f"unexpected {type(message).__name__} from a remote agent")
+
+    def _remote_agent_lost(self, connection: Connection) -> None:
+        node_id = connection.context
+        self._agents.pop(node_id, None)
+        death = DeathInfo(reason="its node died", node_id=node_id)
+        for key in [k for k in self._leases if k[0] == node_id]:
+            self._lease_lost(node_id, key[1], death, node_died=True)
+
+    def _refused(self, message: LeaseRefused) -> None:
+        pool = self._pools[message.shape_id]
+        error = to_exception(Failure(0, message.kind, message.message))
+        with self._runtime.lock:
+            pool.forget_demand()
+            tasks = list(pool.pending)
+            pool.pending.clear()
+        blob = serialize_error(error)
+        for task in tasks:
+            self._finish_with_blob(task, blob)
+
+    # --- answers
+
+    def _on_call_message(self, connection: Connection, message: Any, payload: bytes) -> None:
+        kind = type(message)
+        lease: Lease = connection.context
+        runtime = self._runtime
+        if kind is Reply:
+            now = time.monotonic()
+            with runtime.lock:
+                task = lease.pool.finished(lease.worker, message.task_id, message.exec_us, now)
+                waiters = self.complete(task, message, payload) if task is not None else []
+                tasks = lease.pool.refill(lease.worker)
+                if tasks:
+                    self._send(lease.worker, tasks)
+                leaving = lease.worker.is_leaving and not lease.worker.tasks
+                effects = runtime.table.take_effects()
+            for wake in waiters:
+                wake()
+            if effects is not None:
+                runtime.ownership.carry_out(effects)
+            if leaving:
+                self._return(lease.pool, lease.worker)
+        elif kind is HandBack:
+            with runtime.lock:
+                handed = lease.pool.handed_back(lease.worker, message.task_ids)
+                cancelled = [t for t in handed if t.is_cancelled]
+                lease.pool.resubmit([t for t in handed if not t.is_cancelled])
+            for task in cancelled:
+                self._finish_with_blob(task, serialize_error(runtime.cancelled_error(task.task_id, task_name(task))))
+            self._send_demand(lease.pool)
+        elif kind is StreamItem:
+            runtime.ownership.stream_item(lease.worker.tasks.get(message.task_id), message, payload, connection)
+        elif kind is WorkerExit:
+            with runtime.lock:
+                lease.pool.recalled(lease.worker.lease_id)
+                done = not lease.worker.tasks
+            if done:
+                self._return(lease.pool, lease.worker, reusable=False)
+
+    def complete(self, task: TaskRecord, reply: Reply, payload: bytes) -> list[Callable[[], None]]:
+        """Resolve a call's returns. With the lock; returns the waiters to wake."""
+        runtime = self._runtime
+        table = runtime.table
+        task.conn = None
+        status = reply.status
+        if status == REPLY_RETURNS and reply.returns is None:
+            if task.num_returns == 1:
+                waiters = table.resolve(task.task_id + FIRST_RETURN, INLINE, blob=payload)
+            else:
+                waiters = []
+            if task.stream is not None:
+                waiters = [*waiters, *task.stream.finished(None)]
+            table.task_done(task, keep_lineage=False)
+            return waiters
+        if status == REPLY_RETURNS:
+            return self._resolve_returns(task, reply, payload)
+        if status == REPLY_CANCELLED:
+            payload = serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
+        elif status == REPLY_ERROR and self._retry_after_error(task, payload):
+            return []
+        return self._resolve_errors(task, payload)
+
+    def _resolve_returns(self, task: TaskRecord, reply: Reply, payload: bytes) -> list[Callable[[], None]]:
+        runtime = self._runtime
+        table = runtime.table
+        waiters: list[Callable[[], None]] = []
+        position = 0
+        stored = False
+        for index, info in enumerate(reply.returns or ()):
+            object_id = return_id(task.task_id, index)
+            contained = runtime.ownership.take_contained(info.contained)
+            if info.node_id:
+                stored = True
+                nodes = (info.node_id,)
+                waiters += table.resolve(object_id, STORED, size=info.size, nodes=nodes, contained=contained)
+            else:
+                blob = payload[position : position + info.size]
+                position += info.size
+                state = ERROR if info.is_error else INLINE
+                waiters += table.resolve(object_id, state, blob=blob, contained=contained)
+        if task.stream is not None:
+            waiters += task.stream.finished(None)
+        # Only a task may be run again for a lost result: an actor's state has moved on.
+        table.task_done(task, keep_lineage=stored and task.function is not None and task.retries_left != 0)
+        return waiters
+
+    def _resolve_errors(self, task: TaskRecord, blob: bytes) -> list[Callable[[], None]]:
+        table = self._runtime.table
+        waiters: list[Callable[[], None]] = []
+        for index in range(max(task.num_returns, 0)):
+            waiters += table.resolve(return_id(task.task_id, index), ERROR, blob=blob)
+        if task.stream is not None:
+            waiters += task.stream.finished(blob)
+        table.task_done(task, keep_lineage=False)
+        return waiters
+
+    def _retry_after_error(self, task: TaskRecord, blob: bytes) -> bool:
+        """Whether the user's exception is one to retry after; if so it is under way again."""
+        wanted = task.retry_exceptions
+        if not wanted or task.retries_left == 0 or task.is_cancelled:
+            return False
+        if wanted is not True:
+            error = deserialize(blob)
+            cause = error.cause if isinstance(error, RetinueTaskError) else error
+            if not isinstance(cause, wanted):
+                return False
+        self._count_attempt(task)
+        if task.function is None:
+            task.pool.retry(task)
+            self._runtime.io.post(lambda: self._runtime.actors.drain(task.pool))
+        else:
+            task.pool.resubmit([task])
+        return True
+
+    @staticmethod
+    def _count_attempt(task: TaskRecord) -> None:
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        task.attempt += 1
+        options = task.options or CallOptions()
+        options.attempt = task.attempt
+        task.options = options
+
+    def _finish_with_blob(self, task: TaskRecord, blob: bytes) -> None:
+        with self._runtime.lock:
+            waiters = self._resolve_errors(task, blob)
+        for wake in waiters:
+            wake()
+        self._runtime.after_unlock()
+
+    def fail(self, task: TaskRecord, error: BaseException) -> None:
+        """The task is over with an error that is not the user's."""
+        self._finish_with_blob(task, serialize_error(error))
+
+    # --- workers that die
+
+    def _call_connection_lost(self, connection: Connection) -> None:
+        self._runtime.remove_direct(connection)
+        lease: Lease | None = connection.context
+        if lease is None:
+            return
+        self._connections.pop(lease.address.worker_id, None)
+        with self._runtime.lock:
+            # The agent says how it died (LeaseLost); until then nothing is decided about its tasks.
+            lease.pool.recalled(lease.worker.lease_id)
+
+    def _lease_lost(self, agent: bytes, lease_id: int, death: DeathInfo, *, node_died: bool = False) -> None:
+        found = self._leases.pop((agent, lease_id), None)
+        if found is None:
+            return
+        pool, worker = found
+        connection: Connection = worker.conn
+        # What it had answered before it died may still be unread.
+        if not connection.is_closed:
+            with connection.read_lock:
+                while not connection.is_closed and connection.receive(wait=False):
+                    pass
+        again: list[TaskRecord] = []
+        failed: list[TaskRecord] = []
+        with self._runtime.lock:
+            pool.removed(worker.lease_id)
+            for index, task in enumerate(worker.tasks.values()):
+                task.conn = None
+                if task.is_cancelled:
+                    failed.append(task)
+                elif index > 0 and task.retries_left != 0:
+                    again.append(task)  # not started: costs no retry
+                elif task.retries_left != 0 and not death.intended:
+                    self._count_attempt(task)
+                    again.append(task)
+                elif death.intended and task.retries_left != 0:
+                    again.append(task)
+                else:
+                    failed.append(task)
+            worker.tasks.clear()
+            pool.resubmit(again)
+        for task in failed:
+            self.fail(task, self._death_error(task, death, node_died=node_died))
+        self._send_demand(pool)
+        self._runtime.submitted(None)
+
+    def _death_error(self, task: TaskRecord, death: DeathInfo, *, node_died: bool) -> RetinueError:
+        name = task_name(task)
+        if task.is_cancelled:
+            return self._runtime.cancelled_error(task.task_id, name)
+        if node_died:
+            return NodeDiedError(f"task {name}: the node that ran it died")
+        if death.reason.startswith("out of memory"):
+            from retinue.core.errors import OutOfMemoryError
+
+            return OutOfMemoryError(f"task {name}: {death.describe()}")
+        return WorkerCrashedError(f"task {name}: {death.describe()}")
+
+    # --- cancelling
+
+    def cancel(self, task: TaskRecord, *, force: bool, recursive: bool) -> None:
+        """Cancel a task of this process's: drop it if it is not sent, else tell its worker."""
+        runtime = self._runtime
+        with runtime.lock:
+            if task.is_done or task.is_cancelled:
+                return
+            task.is_cancelled = True
+            task.retries_left = 0
+            connection: Connection | None = task.conn
+            if connection is None:
+                try:
+                    task.pool.pending.remove(task)
+                except ValueError:
+                    pass  # it waits for its arguments, or is on its way back from a worker
+        if connection is None:
+            self.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
+            return
+        lease: Lease = connection.context
+        runtime.ownership.send_cancel(lease.address, task.task_id, force=force, recursive=recursive)
+
+    # --- lineage
+
+    def run_again(self, task: TaskRecord) -> None:
+        """Make a lost result again: the task as it was, one retry less. Its returns are pending already."""
+        with self._runtime.lock:
+            task.is_done = False
+            self._count_attempt(task)
+        self.submit(task)
+
+
+class Lease:
+    """What a call connection is used for now."""
+
+    __slots__ = ("address", "agent", "lease_id", "pool", "worker")
+
+    def __init__(
+        self, pool: ShapePool, worker: LeasedWorker, agent: bytes, lease_id: int, address: Address
+    ) -> None:
+        self.pool = pool
+        self.worker = worker
+        self.agent = agent  # node id of a remote agent, b"" for our own
+        self.lease_id = lease_id
+        self.address = address
+
+    def is_busy(self) -> bool:
+        return bool(self.worker.tasks)
+
+
+class DependencyFailed(Exception):  # noqa: N818 - control flow, never seen by users
+    """An argument's object is an error; `blob` is that error."""
+
+    def __init__(self, blob: bytes) -> None:
+        super().__init__()
+        self.blob = blob
+
+
+def task_name(task: TaskRecord) -> str:
+    if task.options is not None and task.options.name:
+        return task.options.name
+    if task.function is not None:
+        return str(task.function.name)
+    return task.method
+
+
+__all__ = ["ArgSlot", "Prepared", "TaskCancelledError", "TaskSubmitter", "task_name"]
