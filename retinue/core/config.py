@@ -28,6 +28,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     storage: str  # "sqlite:<path>" (":memory:" in tests)
     unix_fd: int
     tcp_fd: int = -1  # -1 = no TCP
+    lock_fd: int = -1  # this process's hold on the session folder; see session.leave
     log_path: str = ""  # "" = the inherited stderr
     has_parent: bool = True  # end when the lifeline ends
     register_grace_s: float = 5.0  # a new head waits so long for the nodes it knew
@@ -51,6 +52,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_dir: str  # this node's own folder below it: sockets, logs, spilled objects
     unix_fd: int
     tcp_fd: int = -1
+    lock_fd: int = -1  # as above
     num_cpus: float | None = None
     num_gpus: float | None = None
     memory: float | None = None
