@@ -1,7 +1,7 @@
 """Search the settings of a small neural network on scikit-learn's digits, in parallel.
 
-Each setting is scored by one task, with five-fold cross-validation. The data lies in shared memory, put there once.
-An actor keeps the best setting seen so far: every score goes to it as a reference, straight from the task's result.
+Each setting is scored by one task, with five-fold cross-validation. The data lies in shared memory, put there
+once. An actor keeps the best setting seen so far: every score goes to it as a reference, straight from the task.
 
     python examples/hyperparameter_sweep.py [--settings N]
 """
@@ -105,7 +105,7 @@ def table(scores: Sequence[Score]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", type=int, default=48, help="how many settings to try (at most 96)")
+    parser.add_argument("--settings", type=int, default=40, help="how many settings to try (at most 96)")
     count = parser.parse_args(arguments).settings
 
     with retinue.init():
