@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -67,7 +66,6 @@ class Pool:
             actor_options={**(ray_remote_args or {}), **(remote_args or {})},
         )
         self._crew.start()
-        weakref.finalize(self, self._crew.abandon).atexit = False
 
     def apply(
         self, func: Function, args: Iterable[Any] | None = None, kwargs: dict[str, Any] | None = None
@@ -161,6 +159,7 @@ class Pool:
     def __del__(self) -> None:
         crew = getattr(self, "_crew", None)  # none, if the constructor raised
         if crew is not None and crew.is_started and not crew.is_closed:
+            crew.abandon()
             warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __reduce__(self) -> NoReturn:
