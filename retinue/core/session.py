@@ -108,8 +108,14 @@ def temp_dir(override: str | None = None) -> str:
         pass
     status = os.lstat(path)
     # /tmp is everybody's: a stranger may have made the folder first, and would see our sockets and token.
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise PermissionError(f"{path} must be a folder of yours with mode 0700; remove it or set {TEMP_DIR_VARIABLE}")
+    if (
+        not stat.S_ISDIR(status.st_mode)
+        or status.st_uid != os.getuid()
+        or stat.S_IMODE(status.st_mode) & 0o077
+    ):
+        raise PermissionError(
+            f"{path} must be a folder of yours with mode 0700; remove it or set {TEMP_DIR_VARIABLE}"
+        )
     return path
 
 
