@@ -49,7 +49,8 @@ def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str
     Of this driver's namespace as plain names; with `all_namespaces` those of the whole cluster, each as
     `{"namespace": ..., "name": ...}`.
     """
-    return retinue.core.api.list_named_actors(all_namespaces)
+    names: list[str] | list[dict[str, str]] = retinue.core.api.list_named_actors(all_namespaces)
+    return names
 
 
 def __getattr__(name: str) -> Any:

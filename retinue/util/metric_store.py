@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_left
 from threading import Lock, get_ident
 from typing import Any, Literal
 
@@ -41,30 +40,25 @@ class Series:
         self.boundaries = boundaries
         self.limit = limit
         self._cells: dict[tuple[int, Key], list[float]] = {}
-        self._latest: dict[Key, float] = {}
         self._keys: set[Key] = set()
         self._is_full = False
 
-    def add(self, key: Key, value: float) -> None:
-        """Add to a counter."""
-        cell = self._cells.get((get_ident(), key)) or self._new_cell(key, 1)
-        cell[0] += value
+    def cell(self, key: Key) -> tuple[list[float], bool]:
+        """Return the calling thread's cell for `key`, and whether what is written there is kept.
 
-    def set(self, key: Key, value: float) -> None:
-        """Set a gauge. Storing into a dict is atomic, and the last one wins: no cells are needed."""
-        if key in self._latest or self._has_room(key):
-            self._latest[key] = value
-
-    def observe(self, key: Key, value: float) -> None:
-        """Count a value of a histogram. The last two numbers of a cell are +Inf's count and the sum."""
-        cell = self._cells.get((get_ident(), key)) or self._new_cell(key, len(self.boundaries) + 2)
-        cell[bisect_left(self.boundaries, value)] += 1
-        cell[-1] += value
+        A counter's cell is its value; a histogram's has a count for each range and the sum. Of a gauge
+        there is one for all threads, in which the last value wins, with a one behind it once it was set.
+        """
+        place = (0 if self.kind == "gauge" else get_ident(), key)
+        cell = self._cells.get(place)
+        if cell is not None:
+            return cell, True
+        if not self._has_room(key):
+            return self._new_cell(), False
+        return self._cells.setdefault(place, self._new_cell()), True
 
     def samples(self) -> list[Sample]:
         """Return the series that hold anything, the cells of their threads added up."""
-        if self.kind == "gauge":
-            return [self._sample(key, {"value": float(value)}) for key, value in self._latest.copy().items()]
         totals: dict[Key, list[float]] = {}
         for (_, key), cell in self._cells.copy().items():
             total = totals.get(key)
@@ -72,14 +66,15 @@ class Series:
         return [self._sample(key, self._values(total)) for key, total in totals.items() if any(total)]
 
     def reset(self) -> None:
-        """Forget all values."""
-        self._cells.clear()
-        self._latest.clear()
-        self._keys.clear()
-        self._is_full = False
+        """Forget all values. The cells stay, because metrics hold on to them."""
+        for cell in self._cells.values():
+            cell[:] = [0.0] * len(cell)
+
+    def _new_cell(self) -> list[float]:
+        return [0.0] * {"counter": 1, "gauge": 2, "histogram": len(self.boundaries) + 2}[self.kind]
 
     def _values(self, total: list[float]) -> dict[str, Any]:
-        if self.kind == "counter":
+        if self.kind != "histogram":
             return {"value": float(total[0])}
         counts = [int(count) for count in total[:-1]]
         return {"boundaries": list(self.boundaries), "counts": counts, "sum": float(total[-1])}
@@ -92,12 +87,6 @@ class Series:
             "tags": dict(key),
             **values,
         }
-
-    def _new_cell(self, key: Key, size: int) -> list[float]:
-        cell = [0.0] * size
-        if self._has_room(key):
-            self._cells[get_ident(), key] = cell
-        return cell
 
     def _has_room(self, key: Key) -> bool:
         if key in self._keys:

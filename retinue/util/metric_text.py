@@ -77,7 +77,7 @@ def _added(total: Sample | None, sample: Sample) -> Sample:
 
 
 def _exported_name(sample: Sample, prefix: str) -> str:
-    name = prefix + sample["name"]
+    name: str = prefix + sample["name"]
     return name + "_total" if sample["kind"] == "counter" and not name.endswith("_total") else name
 
 

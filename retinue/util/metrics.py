@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from bisect import bisect_left
+from threading import get_ident
 from typing import Any, ClassVar
 
-from retinue.util.metric_store import REGISTRY, Kind, Sample, Series
+from retinue.util.metric_store import REGISTRY, Key, Kind, Registry, Sample, Series
 from retinue.util.metric_text import merge, render_prometheus
 
 __all__ = ["Counter", "Gauge", "Histogram", "Sample", "merge", "render_prometheus", "snapshot"]
@@ -45,8 +47,9 @@ class _Metric:
         self._description = description
         self._tag_keys = _checked_tag_keys(tag_keys)
         self._default_tags: Tags = {}
-        self._series: Series | None = self._new_series() if _is_valid_name(name) else None
-        self._tags_by_given: dict[tuple[Any, ...], tuple[tuple[str, str], ...]] = {}
+        # Values under an invalid name go where no snapshot looks.
+        self._series = self._new_series(REGISTRY if _is_valid_name(name) else Registry())
+        self._cells: dict[Any, list[float]] = {}  # by thread and tags as given, checked already
 
     @property
     def info(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class _Metric:
                 raise ValueError(f"{key!r} is not a tag key of metric {self._name}: {self._tag_keys}")
             _check_tag_value(key, value)
         self._default_tags = default_tags
-        self._tags_by_given.clear()
+        self._cells.clear()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,27 +80,28 @@ class _Metric:
     def _definition(self) -> tuple[Any, ...]:
         return (self._name, self._description, self._tag_keys)
 
-    def _new_series(self) -> Series:
-        return REGISTRY.series(self._name, self._kind, self._description)
+    def _new_series(self, registry: Registry) -> Series:
+        return registry.series(self._name, self._kind, self._description)
 
-    def _tags(self, tags: Tags | None) -> tuple[tuple[str, str], ...]:
-        """Return the complete tags as the key of a series. Checked once for each combination."""
-        given = tuple(tags.items()) if tags else ()
+    def _cell(self, tags: Tags | None) -> list[float]:
+        """Return this thread's cell for the tags, which are checked when they are new. 0.2 us."""
+        given = (get_ident(), *tags.items()) if tags else get_ident()
         try:
-            return self._tags_by_given[given]
-        except (KeyError, TypeError):  # unseen, or a value that is not even hashable
-            return self._check_tags(given)
+            return self._cells[given]
+        except (KeyError, TypeError):  # new, or a value that is not even hashable
+            cell, is_kept = self._series.cell(self._key(tags))
+            if is_kept:
+                self._cells[given] = cell
+            return cell
 
-    def _check_tags(self, given: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        for key, value in given:
+    def _key(self, tags: Tags | None) -> Key:
+        """Check the tags, and return them with the default ones as the key of a series."""
+        for key, value in (tags or {}).items():
             _check_tag_value(key, value)
-        tags = {**self._default_tags, **dict(given)}
-        if missing := [key for key in self._tag_keys if key not in tags]:
+        complete = {**self._default_tags, **(tags or {})}
+        if missing := [key for key in self._tag_keys if key not in complete]:
             raise ValueError(f"metric {self._name} needs a value for the tag keys {', '.join(missing)}")
-        complete = tuple(sorted(tags.items()))
-        if self._series is not None and len(self._tags_by_given) < self._series.limit:
-            self._tags_by_given[given] = complete
-        return complete
+        return tuple(sorted(complete.items()))
 
 
 class Counter(_Metric):
@@ -111,9 +115,7 @@ class Counter(_Metric):
             raise TypeError(f"value must be int or float, not {type(value).__name__}")
         if value <= 0:
             raise ValueError(f"a counter only grows: value must be positive, not {value}")
-        key = self._tags(tags)
-        if self._series is not None:
-            self._series.add(key, value)
+        self._cell(tags)[0] += value
 
 
 class Gauge(_Metric):
@@ -127,9 +129,7 @@ class Gauge(_Metric):
             return
         if not isinstance(value, (int, float)):
             raise TypeError(f"value must be int or float, not {type(value).__name__}")
-        key = self._tags(tags)
-        if self._series is not None:
-            self._series.set(key, value)
+        self._cell(tags)[:] = value, 1.0
 
 
 class Histogram(_Metric):
@@ -164,16 +164,16 @@ class Histogram(_Metric):
         """Count `value` in its range. Raises TypeError for what is no number."""
         if not isinstance(value, (int, float)):
             raise TypeError(f"value must be int or float, not {type(value).__name__}")
-        key = self._tags(tags)
-        if self._series is not None:
-            self._series.observe(key, value)
+        cell = self._cell(tags)
+        cell[bisect_left(self._series.boundaries, value)] += 1
+        cell[-1] += value
 
     def _definition(self) -> tuple[Any, ...]:
         return (self._name, self._description, self.boundaries, self._tag_keys)
 
-    def _new_series(self) -> Series:
+    def _new_series(self, registry: Registry) -> Series:
         boundaries = tuple(sorted(set(self.boundaries)))
-        return REGISTRY.series(self._name, self._kind, self._description, boundaries)
+        return registry.series(self._name, self._kind, self._description, boundaries)
 
 
 def _rebuild(cls: type[_Metric], definition: tuple[Any, ...], default_tags: Tags) -> _Metric:

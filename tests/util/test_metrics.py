@@ -229,7 +229,7 @@ def test_a_forked_child_does_not_report_its_parents_values(registry: metric_stor
 
 def test_the_process_registry_is_reset_by_fork() -> None:
     series = metric_store.REGISTRY.series("test_reset_by_fork", "counter", "")
-    series.add((), 1)
+    series.cell(())[0][0] = 1.0
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -148,7 +148,7 @@ def _tqdm_factory() -> Callable[..., Any] | None:
             logger.warning("progress bars are not drawn: install tqdm (pip install tqdm)")
         return None
 
-    class Bar(tqdm):  # type: ignore[type-arg, misc]
+    class Bar(tqdm):  # type: ignore[misc]
         monitor_interval = 0  # no thread of tqdm's own: the manager refreshes
 
     return Bar
@@ -158,6 +158,6 @@ def _patch_print(has_bars: bool) -> None:
     if os.environ.get("RETINUE_TQDM_PATCH_PRINT", "1") == "0":
         return
     if has_bars and builtins.print is _print:
-        builtins.print = safe_print  # type: ignore[assignment]
-    elif not has_bars and builtins.print is safe_print:  # type: ignore[comparison-overlap]
+        builtins.print = safe_print
+    elif not has_bars and builtins.print is safe_print:
         builtins.print = _print

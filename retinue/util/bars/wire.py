@@ -49,7 +49,7 @@ def from_fields(fields: Any) -> BarState | None:
     """Return the state in a decoded line; None if it is anything else."""
     if not isinstance(fields, dict) or fields.get(_TOKEN_KEY) != MAGIC:
         return None
-    values = {name: fields.get(name) for name in _TYPES}
+    values: dict[str, Any] = {name: fields.get(name) for name in _TYPES}
     if not all(_fits(values[name], expected) for name, expected in _TYPES.items()):
         return None
     return BarState(**values)

@@ -52,7 +52,7 @@ class ArrayStore:
         return self._stored[id(array)][1]
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, ref_of: Callable[[Any], Any]) -> None:
         super().__init__(file)
         self._ref_of = ref_of

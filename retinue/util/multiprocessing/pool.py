@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -192,14 +192,13 @@ class Pool:
         self, kind: type[IMapIterator], func: Function, iterable: Iterable[Any], chunksize: int | None
     ) -> IMapIterator:
         self._check_running()
-        if _checked(chunksize) is None:
-            chunksize = self._chunksize(len(iterable)) if hasattr(iterable, "__len__") else 1
+        size = _checked(chunksize) or (self._chunksize(len(iterable)) if isinstance(iterable, Sized) else 1)
         function = retinue.put(func)
 
         def submit(chunk: list[Any], deliver: Deliver) -> None:
             self._submit(function, chunk, Call.ONE, deliver)
 
-        return kind(submit, iterable, chunksize=chunksize, window=self._processes)
+        return kind(submit, iterable, chunksize=size, window=self._processes)
 
     def _submit(self, function: Any, items: list[Any], call: Call, deliver: Deliver) -> None:
         self._crew.submit(Chunk(function, items, call, deliver))

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from multiprocessing.pool import MaybeEncodingError
+from multiprocessing import pool
 from typing import Any
 
 import cloudpickle
@@ -72,5 +72,6 @@ def _portable(error: Exception) -> Exception:
     try:
         cloudpickle.loads(cloudpickle.dumps(error))
     except Exception as reason:  # noqa: BLE001  it runs code of the exception's class
-        return MaybeEncodingError(reason, error)
+        as_text: Exception = pool.MaybeEncodingError(reason, error)  # type: ignore[attr-defined]
+        return as_text
     return error
