@@ -1,7 +1,7 @@
 """Search the settings of a small neural network on scikit-learn's digits, in parallel.
 
 Each setting is scored by one task, with five-fold cross-validation. The data lies in shared memory, put there
-once. An actor keeps the best setting seen so far: each score goes to it as a reference, straight from the task.
+once. An actor keeps the best setting so far: each score goes to it as a reference, straight from the task.
 
     python examples/hyperparameter_sweep.py [--settings N]
 """
