@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # With as many chunks as this for each process, a slow chunk holds up a quarter of a process's share at most.
 CHUNKS_PER_PROCESS = 4
+# Of imap: one chunk that runs, and one at hand for when it is done, whatever the caller is doing then.
+WINDOW_PER_PROCESS = 2
 
 Function = Callable[..., Any]
 
@@ -122,7 +124,7 @@ class Pool:
     def imap(self, func: Function, iterable: Iterable[Any], chunksize: int | None = 1) -> Iterator[Any]:
         """Iterate over `func(item)` in order, reading `iterable` only as results are taken.
 
-        One chunk for each process is on its way at a time. The iterator's `next(timeout)` waits at most so
+        Two chunks for each process are on their way at a time. The iterator's `next(timeout)` waits at most so
         many seconds.
         """
         return self._imap(OrderedIMapIterator, func, iterable, chunksize)
@@ -198,7 +200,7 @@ class Pool:
         def submit(chunk: list[Any], deliver: Deliver) -> None:
             self._submit(function, chunk, Call.ONE, deliver)
 
-        return kind(submit, iterable, chunksize=size, window=self._processes)
+        return kind(submit, iterable, chunksize=size, window=WINDOW_PER_PROCESS * self._processes)
 
     def _submit(self, function: Any, items: list[Any], call: Call, deliver: Deliver) -> None:
         self._crew.submit(Chunk(function, items, call, deliver))
