@@ -1,0 +1,104 @@
+"""Rows about processes: starting actors and clusters, ending them, and the memory of an idle one."""
+
+import time
+from types import ModuleType
+
+import psutil
+
+from corebench.catalogue import Figure, Figures, Setting, row
+from corebench.kit import kit, ready
+
+IDLE_WORKERS = 2
+
+
+@row(Figure("actor_start", "new actor to its first answer, median", "ms", limit=15, is_less_better=True))
+def actor_start(ray: ModuleType, setting: Setting) -> float:
+    actor_class = kit(ray).actor
+    return setting.stopwatch.median_time(lambda: ready(ray, [actor_class.remote()]), at_most=100) * 1e3
+
+
+@row(Figure("actor_start_100", "100 new actors to their first answers", "s", limit=1, is_less_better=True))
+def actor_start_100(ray: ModuleType, setting: Setting) -> float:
+    actor_class = kit(ray).actor
+    count = setting.batch(100)
+    return setting.stopwatch.median_time(
+        lambda: ready(ray, [actor_class.remote() for _ in range(count)]), at_least=1, at_most=3
+    )
+
+
+@row(
+    Figure("init", "init() to the first task's result", "s", limit=0.5, is_less_better=True),
+    Figure("shutdown", "shutdown()", "s", limit=0.3, is_less_better=True),
+    starts_cluster=True,
+)
+def init(ray: ModuleType, setting: Setting) -> Figures:
+    """A new cluster, in a process that has imported the module already."""
+    started = time.perf_counter()
+    ray.init()
+    assert ray.get(kit(ray).small_value.remote()) == b"ok"
+    answered = time.perf_counter()
+    ray.shutdown()
+    return {"init": answered - started, "shutdown": time.perf_counter() - answered}
+
+
+@row(
+    Figure("idle_memory", "idle cluster with two workers, PSS", "MB", limit=100, is_less_better=True),
+    Figure("idle_processes", "  processes in it", "", is_less_better=True),
+    starts_cluster=True,
+)
+def idle_memory(ray: ModuleType, setting: Setting) -> Figures:
+    """The proportional set size of everything that `init` and two tasks started, without the driver."""
+    ray.init(num_cpus=IDLE_WORKERS)
+    try:
+        _meet(ray)
+        processes = psutil.Process().children(recursive=True)
+        sizes = [size for process in processes if (size := _pss_bytes(process))]
+    finally:
+        ray.shutdown()
+    return {"idle_memory": sum(sizes) / 1e6, "idle_processes": len(sizes)}
+
+
+def _meet(ray: ModuleType) -> None:
+    """Run tasks until each of two workers has run one: each task waits for the other to have begun."""
+
+    @ray.remote(num_cpus=0)
+    class Meeting:
+        def __init__(self):
+            self.arrived = 0
+
+        def arrive(self):
+            self.arrived += 1
+
+        def count(self):
+            return self.arrived
+
+    @ray.remote
+    def attend(meeting):
+        ray.get(meeting.arrive.remote())
+        while ray.get(meeting.count.remote()) < IDLE_WORKERS:
+            pass
+
+    meeting = Meeting.remote()
+    ray.get([attend.remote(meeting) for _ in range(IDLE_WORKERS)])
+    del meeting
+    _until(lambda: _settled(psutil.Process()))
+
+
+def _settled(driver: psutil.Process) -> bool:
+    """Whether the number of processes has stayed the same for half a second: the actor's process is gone."""
+    before = {process.pid for process in driver.children(recursive=True)}
+    time.sleep(0.5)
+    return before == {process.pid for process in driver.children(recursive=True)}
+
+
+def _until(condition, timeout_s: float = 10.0) -> None:
+    ends = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < ends:
+        pass
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return 0
