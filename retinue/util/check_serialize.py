@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import cloudpickle
+import retinue.core.serialization
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class _Search:
 
 def _serialization_error(obj: Any) -> Exception | None:
     try:
-        cloudpickle.dumps(obj)
+        retinue.core.serialization.serialize(obj)
     except Exception as error:  # noqa: BLE001  whatever the value's own hooks raise is the finding
         return error
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +18,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETINUE_TEMP_DIR", str(tmp_path_factory.mktemp("retinue")))
         patch.delenv("RETINUE_ADDRESS", raising=False)
-        # Workers unpickle what is defined in the tests by name.
-        patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
         retinue.init(address="local", num_cpus=2, namespace="util-tests")
         yield
         retinue.shutdown()

@@ -26,9 +26,9 @@ class TestStored:
         dumps = [store.dump(lambda i=i: (data.sum() + i, {"again": data is data}, small)) for i in range(3)]
         assert len(puts) == 1
         assert puts[0] is data
-        assert all(refs == [1] for _, refs in dumps)
-        assert all(len(pickled) < 10_000 for pickled, _ in dumps)
-        total, _, _ = stored.load_stored(dumps[2][0], [data])()
+        assert all(refs == [1] for _, refs, _ in dumps)
+        assert all(len(pickled) < 10_000 for pickled, *_ in dumps)
+        total, _, _ = stored.load_stored(dumps[2][0], [data], [])()
         assert total == data.sum() + 2
 
     def test_the_number_of_remembered_arrays_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +42,9 @@ class TestStored:
 
     def test_classes_and_small_things_travel_inside(self) -> None:
         store = stored.ArrayStore(put=pytest.fail)
-        pickled, refs = store.dump(lambda: (np.ndarray, memoryview, b"x" * 10))
-        assert refs == []
-        assert stored.run_stored(pickled, refs) == (np.ndarray, memoryview, b"x" * 10)
+        pickled, refs, kept = store.dump(lambda: (np.ndarray, memoryview, b"x" * 10))
+        assert (refs, kept) == ([], [])
+        assert stored.run_stored(pickled, refs, kept) == (np.ndarray, memoryview, b"x" * 10)
 
 
 def pid_and_square(x: int) -> tuple[int, int]:
@@ -88,6 +88,11 @@ class TestBackend:
             joblib.delayed(total)(data, i) for i in range(8)
         )
         assert results == [(float(data.sum()) + i, False) for i in range(8)]
+
+    def test_references_stay_references(self) -> None:
+        refs = [retinue.put(i) for i in range(4)]
+        parallel = joblib.Parallel(n_jobs=2, backend="retinue")
+        assert parallel(joblib.delayed(lambda ref: retinue.get(ref) + 1)(ref) for ref in refs) == [1, 2, 3, 4]
 
     def test_calls_may_nest(self) -> None:
         def outer(i: int) -> list[int]:

@@ -32,12 +32,15 @@ class ArrayStore:
         # The array is kept beside its reference, so that its id stays its own.
         self._stored: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
 
-    def dump(self, function: Callable[[], Any]) -> tuple[bytes, list[Any]]:
-        """Return the pickled function, and references to the arrays that were taken out of it."""
+    def dump(self, function: Callable[[], Any]) -> tuple[bytes, list[Any], list[Any]]:
+        """Return the pickled function, references to its large arrays, and the references it had itself.
+
+        The latter are taken out as well, because only the core's own pickling keeps count of them.
+        """
         file = io.BytesIO()
         pickler = _Pickler(file, self._ref)
         pickler.dump(function)
-        return file.getvalue(), pickler.refs
+        return file.getvalue(), pickler.array_refs, pickler.kept
 
     def clear(self) -> None:
         """Forget all arrays."""
@@ -56,31 +59,39 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, ref_of: Callable[[Any], Any]) -> None:
         super().__init__(file)
         self._ref_of = ref_of
-        self.refs: list[Any] = []
+        self.array_refs: list[Any] = []
+        self.kept: list[Any] = []
 
     def reducer_override(self, obj: Any) -> Any:
         if _is_large_array(obj):
-            self.refs.append(self._ref_of(obj))
-            return _load_array, (len(self.refs) - 1,)
+            self.array_refs.append(self._ref_of(obj))
+            return _load_array, (len(self.array_refs) - 1,)
+        if isinstance(obj, (retinue.ObjectRef, retinue.actor.ActorHandle)):
+            self.kept.append(obj)
+            return _load_kept, (len(self.kept) - 1,)
         return super().reducer_override(obj)
 
 
-def run_stored(pickled: bytes, refs: list[Any]) -> Any:
+def run_stored(pickled: bytes, array_refs: list[Any], kept: list[Any]) -> Any:
     """Call the function that `dump` pickled. Its large arrays are read-only views of the store."""
-    return load_stored(pickled, retinue.get(refs) if refs else [])()
+    return load_stored(pickled, retinue.get(array_refs) if array_refs else [], kept)()
 
 
-def load_stored(pickled: bytes, arrays: list[Any]) -> Any:
-    """Return the function that `dump` pickled, with these arrays in it."""
-    _loading.arrays = arrays
+def load_stored(pickled: bytes, arrays: list[Any], kept: list[Any]) -> Any:
+    """Return the function that `dump` pickled, with these arrays and references in it."""
+    _loading.arrays, _loading.kept = arrays, kept
     try:
         return pickle.loads(pickled)
     finally:
-        del _loading.arrays
+        del _loading.arrays, _loading.kept
 
 
 def _load_array(index: int) -> Any:
     return _loading.arrays[index]
+
+
+def _load_kept(index: int) -> Any:
+    return _loading.kept[index]
 
 
 def _is_large_array(obj: Any) -> bool:

@@ -170,7 +170,8 @@ class Crew:
     def _send(self, number: int, worker: int) -> None:
         chunk = self._chunks[number]
         ref = self._actors[worker].run.remote(chunk.function, chunk.items, int(chunk.call))
-        ref.future().add_done_callback(lambda future: self._events.put(_Finished(number, future)))
+        # The callback keeps the reference, and with it the result, until it is called.
+        ref.future().add_done_callback(lambda future, ref=ref: self._events.put(_Finished(number, future)))
 
     def _retire(self, actor: Any) -> None:
         if self._retiring:

@@ -124,8 +124,8 @@ class Pool:
     def imap(self, func: Function, iterable: Iterable[Any], chunksize: int | None = 1) -> Iterator[Any]:
         """Iterate over `func(item)` in order, reading `iterable` only as results are taken.
 
-        Two chunks for each process are on their way at a time. The iterator's `next(timeout)` waits at most so
-        many seconds.
+        Two chunks for each process are on their way at a time. `next(timeout)` of the iterator waits for so
+        many seconds at most.
         """
         return self._imap(OrderedIMapIterator, func, iterable, chunksize)
 
