@@ -14,8 +14,9 @@ from retinue.core.objects.decisions import Punch, Warm
 
 logger = logging.getLogger(__name__)
 
-Finished = Callable[[Warm | Punch, bool], object]
-"""Called in the keeper thread with the job and whether it worked; pass it on to the loop."""
+KeeperJob = Warm | Punch
+Finished = Callable[[KeeperJob, str | None], object]
+"""Called in the keeper thread with the job and None, or why it failed; pass it on to the loop."""
 
 
 class Keeper:
@@ -24,13 +25,13 @@ class Keeper:
     def __init__(self, arena: Arena, finished: Finished) -> None:
         self._arena = arena
         self._finished = finished
-        self._jobs: queue.SimpleQueue[Warm | Punch | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[KeeperJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="arena-keeper", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Warm | Punch) -> None:
+    def submit(self, job: KeeperJob) -> None:
         self._jobs.put(job)
 
     def stop(self) -> None:
@@ -42,7 +43,7 @@ class Keeper:
         while (job := self._jobs.get()) is not None:
             self._finished(job, self._carry_out(job))
 
-    def _carry_out(self, job: Warm | Punch) -> bool:
+    def _carry_out(self, job: KeeperJob) -> str | None:
         try:
             if isinstance(job, Warm):
                 self._arena.touch(job.offset, job.size)
@@ -51,5 +52,5 @@ class Keeper:
         except OSError as error:
             # Not fatal: untouched space is slow, unpunched space is memory not given back.
             logger.warning("%s of %d bytes failed: %s", type(job).__name__, job.size, error)
-            return False
-        return True
+            return error.strerror or str(error)
+        return None

@@ -287,7 +287,31 @@ class ObjectStore:
         self._drop_pins(place, client, count)
         return self._flush()
 
-    # Answers of the spill thread
+    # Answers of the threads
+
+    def finished(
+        self, job: Spill | Restore | MakeFile | DeleteFile | Warm | Punch, reason: str | None, *, now: float
+    ) -> list[Decision]:
+        """A decision that takes time was carried out, or failed for a reason: what the threads report."""
+        match job:
+            case Spill() if reason is None:
+                return self.spill_done(job.file_id)
+            case Spill():
+                return self.spill_failed(job.file_id, now=now)
+            case Restore() if reason is None:
+                return self.restore_done(job.offset)
+            case Restore():
+                return self.restore_failed(job.offset, reason or "")
+            case MakeFile() if reason is None:
+                return self.file_made(job.file_id)
+            case MakeFile():
+                return self.file_failed(job.file_id, reason or "")
+            case Warm():
+                return self.warmed(job.offset, is_warm=reason is None)
+            case Punch():
+                return self.punched(job.offset)
+            case DeleteFile():
+                return self._flush()
 
     def spill_done(self, file_id: int) -> list[Decision]:
         """Every part of the file is on disk. Parts that were freed meanwhile are not kept."""
@@ -375,8 +399,6 @@ class ObjectStore:
                 self._refuse(request.client, request, reason)
         self._delete_if_empty(file)
         return self._flush()
-
-    # Answers of the keeper thread
 
     def warmed(self, offset: int, *, is_warm: bool = True) -> list[Decision]:
         """A range from Warm was touched; with `is_warm=False` it was not, and no more is tried."""

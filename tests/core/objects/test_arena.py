@@ -1,5 +1,6 @@
 """The arena's mappings, with real memory and, where it matters, real processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -99,27 +100,27 @@ def test_touched_and_read_memory_is_not_counted_as_ours_after_forget(arena: Aren
 
 
 def test_keeper_touches_and_punches_in_order(arena: Arena) -> None:
-    done: list[tuple[object, bool]] = []
-    keeper = Keeper(arena, lambda job, is_done: done.append((job, is_done)))
+    done: list[tuple[object, str | None]] = []
+    keeper = Keeper(arena, lambda job, reason: done.append((job, reason)))
     keeper.start()
     jobs = [Warm(0, 4 * MIB), Punch(2 * MIB, 2 * MIB), Warm(62 * MIB, HUGE)]
     for job in jobs:
         keeper.submit(job)
     keeper.stop()
-    assert done == [(jobs[0], True), (jobs[1], True), (jobs[2], True)]
+    assert done == [(job, None) for job in jobs]
     assert arena.resident_bytes() <= 4 * MIB
 
 
 def test_keeper_reports_what_cannot_be_done_and_goes_on(arena: Arena) -> None:
-    done: list[bool] = []
+    done: list[str | None] = []
     read_only = Arena(os.open(f"/proc/self/fd/{arena.fd}", os.O_RDONLY))
-    keeper = Keeper(read_only, lambda _, is_done: done.append(is_done))
+    keeper = Keeper(read_only, lambda _, reason: done.append(reason))
     keeper.start()
     keeper.submit(Punch(0, HUGE))
     keeper.submit(Punch(0, HUGE))
     keeper.stop()
     read_only.close()
-    assert done == [False, False]
+    assert [str(reason).endswith(os.strerror(errno.EBADF)) for reason in done] == [True, True]
 
 
 def test_memory_goes_when_arena_and_views_are_gone() -> None:

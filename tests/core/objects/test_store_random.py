@@ -358,4 +358,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestStoreMachine.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
