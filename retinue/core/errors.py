@@ -104,6 +104,8 @@ class RetinueTaskError(RetinueError):
         cause = self.cause
         if cause is None or isinstance(cause, RetinueTaskError):
             return self
+        if not isinstance(cause, Exception):
+            return self  # a SystemExit in a task must not end its caller
         if isinstance(cause, RetinueError):
             return cause  # e.g. a TaskCancelledError or ActorDiedError seen inside the task
         try:

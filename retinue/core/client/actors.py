@@ -45,6 +45,10 @@ class ActorQueue:
         """Whether `max_pending_calls` are unanswered."""
         return 0 < self.max_pending_calls <= len(self.waiting) + len(self.in_flight) + len(self.orphans)
 
+    def is_busy(self) -> bool:
+        """Whether any call is unanswered."""
+        return bool(self.in_flight or self.waiting or self.orphans)
+
     def submit(self, task: TaskRecord) -> bool:
         """A call was made: True if it is to be sent now."""
         if self.conn is not None and not self.waiting and not task.unready:

@@ -138,7 +138,7 @@ class TaskSubmitter:
             if type(value) is ObjectRef:
                 kwargs = {k: self._slot(slots, v) for k, v in kwargs.items()}
                 break
-        serialized = serialize((tuple(args), kwargs) if kwargs else tuple(args))
+        serialized = serialize((tuple(args), kwargs))
         runtime = self._runtime
         if not slots and not serialized.found and serialized.size <= INLINE_ARGS_LIMIT_BYTES:
             return Prepared(serialized.to_bytes())

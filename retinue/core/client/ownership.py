@@ -1,0 +1,403 @@
+"""Talking about references with other processes: who borrows what, where objects are, what is lost.
+
+Carries out what `ownership.table` decides. The rule that makes it safe: whoever hands a reference on has
+the receiver counted at the owner *before* the message leaves; a receiver that only looks at an argument
+during its call needs no count, because the caller holds it until the reply.
+
+Lives here: messages of kind "peer", lineage, streams' items. Does not: the counts themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from retinue.core.errors import ObjectLostError, ObjectReconstructionFailedError, OwnerDiedError
+from retinue.core.ownership.table import ERROR, INLINE, LOST, PENDING, STORED, Effects, Entry
+from retinue.core.serialization import deserialize, serialize_error
+from retinue.core.transport.threads import Connection
+from retinue.core.wire.failures import to_exception
+from retinue.core.wire.messages import (
+    AddBorrowers,
+    Address,
+    CancelCall,
+    CopyAdded,
+    CopyLost,
+    Document,
+    Failure,
+    FreeObjects,
+    Locate,
+    Located,
+    Ok,
+    Ping,
+    Query,
+    RefCount,
+    RemoveBorrower,
+    StreamCredit,
+    StreamItem,
+)
+
+if TYPE_CHECKING:
+    from retinue.core.client.runtime import Runtime
+    from retinue.core.client.tasks import TaskRecord
+
+logger = logging.getLogger(__name__)
+
+
+class Scope(threading.local):
+    """References that became known to this process while a value was loaded on this thread."""
+
+    ids: list[bytes] | None = None
+
+
+class OwnershipService:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._table = runtime.table
+        self._scope = Scope()
+        self._locating: set[bytes] = set()
+        self.cancel_hook: Callable[[CancelCall], None] | None = None  # set by a worker's executor
+        self.credit_hook: Callable[[StreamCredit], None] | None = None
+        self.queries: dict[str, Callable[[dict[str, str]], Any]] = {}
+        handlers = runtime.peers.handlers
+        handlers[Locate] = self._on_locate
+        handlers[AddBorrowers] = self._on_add_borrowers
+        handlers[RemoveBorrower] = self._on_remove_borrower
+        handlers[CancelCall] = self._on_cancel
+        handlers[StreamCredit] = self._on_credit
+        handlers[CopyLost] = self._on_copy_lost
+        handlers[CopyAdded] = self._on_copy_added
+        handlers[Ping] = self._on_ping
+        handlers[Query] = self.on_query
+
+    # --- loading values
+
+    def load(self, object_id: bytes, entry: Entry, blob: bytes | memoryview) -> Any:
+        """A value from its blob. References inside a borrowed one are counted before it can go."""
+        if entry.owner is None:
+            return deserialize(blob)
+        value, new = self.load_in_scope(blob)
+        if new:
+            with self._runtime.lock:
+                self._table.use(object_id)
+
+            def counted() -> None:
+                with self._runtime.lock:
+                    self._table.unuse(object_id)
+                self._runtime.after_unlock()
+
+            self.register(new, counted)
+        return value
+
+    def load_in_scope(self, blob: bytes | memoryview) -> tuple[Any, list[bytes]]:
+        """A value, and the borrowed references inside it whose owners have not counted us."""
+        outer = self._scope.ids
+        self._scope.ids = new = []
+        try:
+            return deserialize(blob), new
+        finally:
+            self._scope.ids = outer
+
+    def borrowed(self, object_id: bytes) -> None:
+        """A foreign reference appeared that its owner does not know we hold. With the lock."""
+        if self._scope.ids is not None:
+            self._scope.ids.append(object_id)
+        else:
+            # Unpickled by the user's own hand: count as soon as possible, and hope its maker holds it.
+            self._runtime.io.post(lambda: self.register([object_id], _nothing))
+
+    def register(self, object_ids: Sequence[bytes], then: Callable[[], None]) -> None:
+        """Have the owners count us for those of the borrowed references that are still held; then go on."""
+        by_owner: dict[Address, list[bytes]] = defaultdict(list)
+        with self._runtime.lock:
+            for object_id in set(object_ids):
+                entry = self._table.entries.get(object_id)
+                if entry is not None and entry.owner is not None and not entry.counted:
+                    by_owner[entry.owner].append(object_id)
+        if not by_owner:
+            then()
+            return
+        left = [len(by_owner)]
+
+        def answered(owner: Address, ids: list[bytes]) -> Callable[[Any, bytes], None]:
+            def on_response(response: Any, body: bytes) -> None:
+                if type(response) is Ok:
+                    with self._runtime.lock:
+                        for object_id in ids:
+                            self._table.counted(object_id, owner)
+                    self._runtime.after_unlock()
+                left[0] -= 1
+                if left[0] == 0:
+                    then()
+
+            return on_response
+
+        for owner, ids in by_owner.items():
+            message = AddBorrowers(0, [(i, 1) for i in ids], self._runtime.address)
+            self._runtime.peers.request(owner, message, answered(owner, ids))
+
+    def uncounted(self, object_ids: Sequence[bytes]) -> list[bytes]:
+        """Which of the references that came with a call are still held here, now that it is over."""
+        self._runtime.drain_dropped()
+        with self._runtime.lock:
+            entries = self._table.entries
+            return [i for i in object_ids if (e := entries.get(i)) is not None and e.owner and not e.counted]
+
+    # --- handing references on
+
+    def hand_over(
+        self, found: Sequence[tuple[bytes, Address | None]], receiver: Address, then: Callable[[list[RefCount]], None]
+    ) -> None:
+        """Have `receiver` counted for references that a result takes to it; `then` gets what to name in it."""
+        own = [object_id for object_id, owner in found if owner is None]
+        foreign: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
+        for object_id, owner in found:
+            if owner is not None:
+                foreign[owner].append((object_id, 1))
+        refs = [RefCount(object_id, owner or self._runtime.address) for object_id, owner in found]
+        if own:
+            with self._runtime.lock:
+                for object_id in own:
+                    self._table.add_borrower(object_id, receiver.worker_id, 1)
+            self._watch(receiver)
+        if not foreign:
+            then(refs)
+            return
+        left = [len(foreign)]
+
+        def answered(response: Any, body: bytes) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                then(refs)
+
+        for owner, counts in foreign.items():
+            self._runtime.peers.request(owner, AddBorrowers(0, counts, receiver), answered)
+
+    def take_contained(self, refs: Sequence[RefCount]) -> list[bytes] | None:
+        """Hold references that came inside a result of ours, counted already. With the lock."""
+        if not refs:
+            return None
+        me = self._runtime.address.worker_id
+        for ref in refs:
+            if ref.owner.worker_id == me:
+                self._table.use(ref.object_id)
+                self._table.remove_borrower(ref.object_id, me, ref.count)
+            else:
+                self._table.use(ref.object_id, ref.owner)
+                self._table.counted(ref.object_id, ref.owner, ref.count)
+        return [ref.object_id for ref in refs]
+
+    def _watch(self, borrower: Address) -> None:
+        """Learn of a borrower's death: by the connection to it."""
+        if borrower.worker_id == self._runtime.address.worker_id:
+            return
+
+        def connected(connection: Connection | None) -> None:
+            if connection is None:
+                self._runtime.process_gone(borrower.worker_id)
+
+        self._runtime.peers.connect(borrower, connected)
+
+    # --- effects
+
+    def carry_out(self, effects: Effects) -> None:
+        """Do what the table decided when holds ended. Without the lock."""
+        runtime = self._runtime
+        if effects.free and runtime.agent is not None:
+            nodes = {n for _, ns in effects.free for n in ns if n != runtime.node_id}
+            runtime.agent.send(FreeObjects([i for i, _ in effects.free], list(nodes)))
+        by_owner: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
+        for owner, object_id, count in effects.uncount:
+            by_owner[owner].append((object_id, count))
+        for owner, counts in by_owner.items():
+            actors = [c for c in counts if len(c[0]) == 16]
+            objects = [c for c in counts if len(c[0]) != 16]
+            if objects:
+                runtime.peers.send(owner, RemoveBorrower(objects))
+            for count in actors:
+                # Calls that are under way finish first: the handle counts until they are answered.
+                runtime.actors.when_idle(
+                    count[0], lambda owner=owner, count=count: runtime.peers.send(owner, RemoveBorrower([count]))  # type: ignore[misc]
+                )
+        for actor_id in effects.release_actors:
+            runtime.actors.released(actor_id)
+
+    # --- locating
+
+    def locate(self, object_id: bytes, entry: Entry) -> None:
+        """Ask a borrowed object's owner to say when it is there (once at a time)."""
+        owner = entry.owner
+        if owner is None or object_id in self._locating:
+            return
+        self._locating.add(object_id)
+        self._runtime.peers.request(
+            owner, Locate(0, object_id), lambda response, body: self._located(object_id, response, body)
+        )
+
+    def _located(self, object_id: bytes, response: Any, body: bytes) -> None:
+        self._locating.discard(object_id)
+        runtime = self._runtime
+        if type(response) is Located:
+            with runtime.lock:
+                if response.state == STORED:
+                    waiters = self._table.resolve(
+                        object_id, STORED, size=response.size, nodes=tuple(response.nodes)
+                    )
+                else:
+                    waiters = self._table.resolve(object_id, response.state, blob=body)
+            for wake in waiters:
+                wake()
+        elif response.kind == "ConnectionError":
+            runtime.fail(object_id, OwnerDiedError(object_id.hex()))
+        else:
+            runtime.fail(object_id, to_exception(response))
+
+    def _on_locate(self, connection: Connection, message: Locate, payload: bytes) -> None:
+        runtime = self._runtime
+        object_id, rid = message.object_id, message.rid
+
+        def answer() -> None:
+            entry = self._table.entries.get(object_id)
+            if entry is None:
+                error = ObjectLostError(object_id.hex(), message="its owner let go of it")
+                connection.send(Failure(rid, "ObjectLostError", error.message))
+            elif entry.state == STORED:
+                connection.send(Located(rid, STORED, list(entry.nodes), entry.size))
+            elif entry.state in (INLINE, ERROR, LOST):
+                state = INLINE if entry.state == INLINE else ERROR
+                connection.send(Located(rid, state, [], entry.size), entry.blob or b"")
+            elif message.wait:
+                runtime.when_ready(object_id, answer)
+            else:
+                connection.send(Located(rid, PENDING))
+
+        entry = self._table.entries.get(object_id)
+        if entry is not None and entry.task is not None and entry.task.conn is not None:
+            runtime.watch_for_a_while(entry.task.conn)
+        answer()
+
+    # --- counts of others
+
+    def _on_add_borrowers(self, connection: Connection, message: AddBorrowers, payload: bytes) -> None:
+        with self._runtime.lock:
+            known = sum(
+                self._table.add_borrower(object_id, message.borrower.worker_id, count)
+                for object_id, count in message.refs
+            )
+        connection.send(Ok(message.rid, known))
+        if connection.hello is None or connection.hello.sender.worker_id != message.borrower.worker_id:
+            self._watch(message.borrower)
+
+    def _on_remove_borrower(self, connection: Connection, message: RemoveBorrower, payload: bytes) -> None:
+        assert connection.hello is not None
+        with self._runtime.lock:
+            for object_id, count in message.refs:
+                self._table.remove_borrower(object_id, connection.hello.sender.worker_id, count)
+        self._runtime.after_unlock()
+
+    # --- copies and lineage
+
+    def _on_copy_lost(self, connection: Connection, message: CopyLost, payload: bytes) -> None:
+        self.copy_lost(message.object_id, message.node_id)
+
+    def copy_lost(self, object_id: bytes, node_id: bytes) -> None:
+        """A node lost its copy; if it was the last of an object of ours, it is made again."""
+        with self._runtime.lock:
+            last = self._table.copy_lost(object_id, node_id)
+        if last:
+            self.recover(object_id, ObjectLostError(object_id.hex()))
+
+    def _on_copy_added(self, connection: Connection, message: CopyAdded, payload: bytes) -> None:
+        with self._runtime.lock:
+            known = self._table.copy_added(message.object_id, message.node_id)
+        if not known and self._runtime.agent is not None:
+            self._runtime.agent.send(FreeObjects([message.object_id], [message.node_id]))
+
+    def node_gone(self, node_id: bytes) -> None:
+        """A node died with its store."""
+        with self._runtime.lock:
+            lost = [i for i, e in self._table.entries.items() if e.state == STORED and node_id in e.nodes]
+        for object_id in lost:
+            self.copy_lost(object_id, node_id)
+
+    def recover(self, object_id: bytes, error: ObjectLostError) -> None:
+        """A stored object cannot be had: make it again from its task, ask its owner, or declare it lost."""
+        runtime = self._runtime
+        again: TaskRecord | None = None
+        waiters: list[Callable[[], None]] = []
+        with runtime.lock:
+            entry = self._table.entries.get(object_id)
+            if entry is None or entry.state != STORED:
+                return
+            if entry.owner is not None:
+                lost_nodes = entry.nodes
+                entry.state = PENDING
+                entry.nodes = ()
+            elif entry.task is not None and entry.task.retries_left != 0:
+                self._table.make_pending(object_id)
+                if entry.task.is_done:
+                    again = entry.task
+            else:
+                was_run = entry.task is not None
+                kind = ObjectReconstructionFailedError if was_run else ObjectLostError
+                made_by = f"task {object_id[:24].hex()}"
+                entry.state = LOST
+                entry.blob = serialize_error(kind(object_id.hex(), call_site=made_by, message=error.message))
+                waiters, entry.waiters = entry.waiters or [], None
+            owner = entry.owner
+        if owner is not None:
+            for node_id in lost_nodes:
+                runtime.peers.send(owner, CopyLost(object_id, node_id))
+            self.locate(object_id, entry)
+        if again is not None:
+            logger.info("object %s is lost: running its task again", object_id.hex())
+            runtime.tasks.run_again(again)
+        for wake in waiters:
+            wake()
+
+    # --- streams
+
+    def stream_item(
+        self, task: TaskRecord | None, message: StreamItem, payload: bytes, connection: Connection
+    ) -> None:
+        """An item of a streaming generator arrived."""
+        if task is None or task.stream is None:
+            return  # cancelled, or its generator was dropped
+        runtime = self._runtime
+        with runtime.lock:
+            waiters = task.stream.item(runtime, task, message, payload)
+        for wake in waiters:
+            wake()
+
+    # --- cancel, queries
+
+    def send_cancel(self, worker: Address, task_id: bytes, *, force: bool, recursive: bool) -> None:
+        self._runtime.peers.send(worker, CancelCall(task_id, force, recursive))
+
+    def _on_cancel(self, connection: Connection, message: CancelCall, payload: bytes) -> None:
+        if self.cancel_hook is not None:
+            self.cancel_hook(message)
+
+    def _on_credit(self, connection: Connection, message: StreamCredit, payload: bytes) -> None:
+        if self.credit_hook is not None:
+            self.credit_hook(message)
+
+    def _on_ping(self, connection: Connection, message: Ping, payload: bytes) -> None:
+        connection.send(Ok(message.rid))
+
+    def on_query(self, connection: Connection, message: Query, payload: bytes) -> None:
+        """Answer a question about this process."""
+        import msgspec
+
+        function = self.queries.get(message.what)
+        if function is None:
+            connection.send(Failure(message.rid, "ValueError", f"this process knows nothing of {message.what!r}"))
+            return
+        connection.send(Document(message.rid), msgspec.msgpack.encode(function(message.arguments)))
+
+
+def _nothing() -> None:
+    """Nobody waits for the count."""

@@ -1,0 +1,77 @@
+"""What this worker process is: its node, lease, actor; and what runs on each thread or asyncio task.
+
+Lives here: facts for the runtime context and for executors. Does not: running anything.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from retinue.core.wire.messages import ActorSpec, Call, WorkerEnv
+
+
+@dataclass(slots=True)
+class RunningCall:
+    """One call while it runs: what `get_runtime_context()` tells, and whether it was cancelled."""
+
+    task_id: bytes
+    name: str
+    function_name: str
+    attempt: int = 0
+    is_cancelled: bool = False
+    call: Call | None = None
+
+
+@dataclass(slots=True)
+class WorkerFacts:
+    """What stays the same for a worker, or changes with its lease."""
+
+    env: WorkerEnv
+    node_ip: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    session_dir: str = ""
+    resources: dict[str, float] = field(default_factory=dict)
+    instances: dict[str, list[float]] = field(default_factory=dict)
+    actor: Any = None
+    actor_spec: ActorSpec | None = None
+    incarnation: int = 0
+
+    def accelerator_ids(self) -> dict[str, list[str]]:
+        """Indices of the accelerators that the lease gives, e.g. {"GPU": ["0"]}."""
+        return {
+            kind: [str(i) for i, share in enumerate(shares) if share > 0]
+            for kind, shares in self.instances.items()
+            if kind != "CPU"
+        }
+
+
+# A context variable costs 0.07 us per call and is right for threads and asyncio tasks alike.
+running: contextvars.ContextVar[RunningCall | None] = contextvars.ContextVar("retinue_running", default=None)
+facts: WorkerFacts | None = None
+
+
+def set_facts(new: WorkerFacts | None) -> None:
+    global facts
+    facts = new
+
+
+def apply_lease(worker: WorkerFacts, resources: dict[str, float], instances: dict[str, list[float]]) -> None:
+    """Make the process fit its lease: visible GPUs, threads of BLAS and torch."""
+    if resources == worker.resources and instances == worker.instances:
+        return
+    worker.resources = resources
+    worker.instances = instances
+    if "GPU" in instances:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(worker.accelerator_ids()["GPU"])
+    elif "CUDA_VISIBLE_DEVICES" not in worker.env.env_vars and worker.resources.get("GPU", 0) == 0:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    threads = max(1, int(resources.get("CPU", 1)))
+    if os.environ.get("OMP_NUM_THREADS") != str(threads) and "OMP_NUM_THREADS" not in worker.env.env_vars:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.set_num_threads(threads)
