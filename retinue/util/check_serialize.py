@@ -11,14 +11,14 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TextIO
+
+from msgspec import Struct
 
 import retinue.core.serialization
 
 
-@dataclass(frozen=True, eq=False)
-class FailureTuple:
+class FailureTuple(Struct, frozen=True, eq=False):
     """One value that cannot be serialized: `obj`, the `path` of names that leads to it, its `parent`."""
 
     obj: Any

@@ -7,13 +7,13 @@ those below move up. States come in, drawing instructions go out; `manager` carr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retinue.util.bars.wire import BarState
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(Struct, frozen=True):
     uuid: str
     row: int
     desc: str
@@ -22,22 +22,19 @@ class Open:
     unit: str
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     uuid: str
     desc: str
     x: float
     total: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True):
     uuid: str
     row: int
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(Struct, frozen=True):
     uuid: str
 
 
@@ -45,8 +42,7 @@ Instruction = Open | Change | Move | Close
 Process = tuple[str, int]  # ip and pid
 
 
-@dataclass(slots=True)
-class _Bar:
+class _Bar(Struct):
     state: BarState
     slot: int  # the row within the rows of its process
     row: int

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any, Final, Literal
 
-MAGIC = "__retinue_tqdm_magic_token__"
+import msgspec
 
-_TOKEN_KEY = "__magic_token__"
+MAGIC: Final = "__retinue_tqdm_magic_token__"
 
 
-@dataclass(frozen=True, slots=True)
-class BarState:
+class BarState(msgspec.Struct, frozen=True, kw_only=True):
     """The whole state of one bar: a later state replaces an earlier one, so that a lost line costs delay."""
 
     uuid: str
@@ -24,14 +21,13 @@ class BarState:
     total: float | None
     unit: str
     closed: bool
-
-
-_TYPES = get_type_hints(BarState)
+    # Tells such a line from ordinary output; under Ray's name for the field.
+    token: Literal["__retinue_tqdm_magic_token__"] = msgspec.field(default=MAGIC, name="__magic_token__")
 
 
 def encode(state: BarState) -> str:
     """Return the state as one line of output, newline included."""
-    return json.dumps({_TOKEN_KEY: MAGIC, **asdict(state)}) + "\n"
+    return msgspec.json.encode(state).decode() + "\n"
 
 
 def decode(line: str) -> BarState | None:
@@ -39,24 +35,14 @@ def decode(line: str) -> BarState | None:
     if MAGIC not in line:
         return None
     try:
-        fields = json.loads(line)
-    except ValueError:
+        return msgspec.json.decode(line, type=BarState)
+    except msgspec.DecodeError:
         return None
-    return from_fields(fields)
 
 
 def from_fields(fields: Any) -> BarState | None:
-    """Return the state in a decoded line; None if it is anything else."""
-    if not isinstance(fields, dict) or fields.get(_TOKEN_KEY) != MAGIC:
+    """Return the state in a line that is decoded already; None if it is anything else."""
+    try:
+        return msgspec.convert(fields, BarState) if MAGIC in fields.values() else None
+    except msgspec.ValidationError:
         return None
-    values: dict[str, Any] = {name: fields.get(name) for name in _TYPES}
-    if not all(_fits(values[name], expected) for name, expected in _TYPES.items()):
-        return None
-    return BarState(**values)
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    # A float may arrive as an int; a bool is an int to Python, and to nobody else.
-    if isinstance(value, bool):
-        return expected is bool
-    return isinstance(value, expected) or (isinstance(value, int) and isinstance(0.0, expected))

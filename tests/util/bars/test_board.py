@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,8 +104,7 @@ def test_the_screen_always_shows_each_open_bar_in_a_row_of_its_own(states: list[
 
     for received in states:
         # Bars have ids of their own, whichever process they are in.
-        unique = BarState(**{f: getattr(received, f) for f in received.__slots__ if f != "uuid"},
-                          uuid=f"{received.pid}{received.uuid}")  # fmt: skip
+        unique = msgspec.structs.replace(received, uuid=f"{received.pid}{received.uuid}")
         carry_out(received.pid, board.state_received(unique))
         board.check_invariants()
         assert len(set(rows.values())) == len(rows)
