@@ -33,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(listing(rows))
         return 0
-    results = rounds.run_rounds(_sides(options), rows, options.rounds, _pace(options))
+    sides = _sides(options)
+    if missing := [side for side in sides if not Path(side.python).exists()]:
+        parser.error(f"no {missing[0].python}: `make bench` installs it, `--only` does without")
+    results = rounds.run_rounds(sides, rows, options.rounds, _pace(options))
     print(report.table(rows, results))
     if options.json:
         options.json.write_text(json.dumps(report.record(rows, results), indent=1) + "\n")

@@ -6,7 +6,7 @@ from types import ModuleType
 import psutil
 
 from corebench.catalogue import Figure, Figures, Setting, row
-from corebench.kit import kit, ready
+from corebench.kit import kit, ready, start
 
 IDLE_WORKERS = 2
 
@@ -34,7 +34,7 @@ def actor_start_100(ray: ModuleType, setting: Setting) -> float:
 def init(ray: ModuleType, setting: Setting) -> Figures:
     """A new cluster, in a process that has imported the module already."""
     started = time.perf_counter()
-    ray.init()
+    start(ray)
     assert ray.get(kit(ray).small_value.remote()) == b"ok"
     answered = time.perf_counter()
     ray.shutdown()
@@ -48,7 +48,7 @@ def init(ray: ModuleType, setting: Setting) -> Figures:
 )
 def idle_memory(ray: ModuleType, setting: Setting) -> Figures:
     """The proportional set size of everything that `init` and two tasks started, without the driver."""
-    ray.init(num_cpus=IDLE_WORKERS)
+    start(ray, num_cpus=IDLE_WORKERS)
     try:
         _meet(ray)
         processes = psutil.Process().children(recursive=True)

@@ -87,6 +87,11 @@ def kit(ray: ModuleType) -> Kit:
     )
 
 
+def start(ray: ModuleType, **options: Any) -> None:
+    """Start a cluster of our own, also where another runs already; everything else is left as it comes."""
+    ray.init(address="local", **options)
+
+
 def ready(ray: ModuleType, actors: list[Any]) -> list[Any]:
     """Return the actors once each has answered a call: starting them is no part of a row."""
     ray.get([actor.small_value.remote() for actor in actors])

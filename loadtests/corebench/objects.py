@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 
 from corebench.catalogue import Figure, Figures, Setting, rate, row
-from corebench.kit import OBJECTS_IN_ONE, kit
+from corebench.kit import OBJECTS_IN_ONE, kit, start
 
 WAITED_FOR = 1000
 MIB = 1 << 20
@@ -80,7 +80,7 @@ def put_1gib(ray: ModuleType, setting: Setting) -> Figures:
     source = np.ones(GIB // setting.divisor, dtype=np.uint8)
     target = np.empty_like(source)
     np.copyto(target, source)
-    ray.init()
+    start(ray)
     try:
         cold = _timed(lambda: ray.put(source))
         for _ in range(WARM_UP_PUTS):

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TextIO
 
 from corebench.catalogue import Row, Setting
+from corebench.kit import start
 from corebench.selection import choose
 from corebench.stopwatch import Stopwatch
 
@@ -31,7 +32,7 @@ def main() -> None:
     with os.fdopen(options.report_to, "w", buffering=1) as report:
         shared = [row for row in rows if not row.starts_cluster]
         if shared:
-            ray.init()
+            start(ray)
             for row in shared:
                 _report(row, ray, setting, options.row_timeout, report)
             ray.shutdown()
