@@ -8,6 +8,7 @@ from typing import Any
 
 import retinue.core.api
 
+from retinue.exceptions import UnsupportedError
 from retinue.util.actor_pool import ActorPool
 from retinue.util.check_serialize import inspect_serializability
 from retinue.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
@@ -43,6 +44,13 @@ _UNSUPPORTED = {
 }
 
 
+class UnsupportedNameError(UnsupportedError, ImportError):
+    """Ray has this name here, and we do not.
+
+    Not an AttributeError: `from retinue.util import name` would show its own message instead of ours.
+    """
+
+
 def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str, str]]:
     """Return the names of the named actors that are alive, detached or not.
 
@@ -55,5 +63,5 @@ def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str
 
 def __getattr__(name: str) -> Any:
     if name in _UNSUPPORTED:
-        raise AttributeError(f"retinue.util.{name} is not supported; use {_UNSUPPORTED[name]}")
+        raise UnsupportedNameError(f"retinue.util.{name} is not supported; use {_UNSUPPORTED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

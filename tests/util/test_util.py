@@ -11,7 +11,9 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 
 def test_an_unsupported_name_says_what_to_use() -> None:
-    with pytest.raises(AttributeError, match=r"retinue\.util\.collective is not supported; use torch"):
-        _ = retinue.util.collective
+    with pytest.raises(ImportError, match=r"retinue\.util\.collective is not supported; use torch"):
+        from retinue.util import collective  # noqa: F401
+    with pytest.raises(retinue.exceptions.UnsupportedError, match=r"use retinue\.init"):
+        retinue.util.connect("localhost")
     with pytest.raises(AttributeError, match="has no attribute"):
         _ = retinue.util.no_such_name
