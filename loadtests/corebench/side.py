@@ -65,13 +65,23 @@ def _report(row: Row, ray: ModuleType, setting: Setting, timeout_s: float, repor
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`, whatever native code made of it on the way out."""
+    message = f"row took longer than {seconds:g} s"
+    is_late = False
+
     def too_late(*_: object) -> None:
-        raise TimeoutError(f"row took longer than {seconds:g} s")
+        nonlocal is_late
+        is_late = True
+        raise TimeoutError(message)
 
     previous = signal.signal(signal.SIGALRM, too_late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        if is_late:
+            raise TimeoutError(message) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
