@@ -96,6 +96,7 @@ class WorkerPool:
         if kind.idle:
             return [self._use(kind.idle.pop(), lease_id, now)]
         kind.needs.append(lease_id)
+        kind.ahead = max(0, kind.ahead - 1)
         return self._start_more(now)
 
     def drop(self, lease_id: int) -> None:

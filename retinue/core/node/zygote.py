@@ -58,7 +58,7 @@ class ZygoteConfig(msgspec.Struct, frozen=True):
     worker_module: str = WORKER_MODULE
 
 
-# --- what goes over the socket -----------------------------------------------------------------------------
+# --- what goes over the socket ----------------------------------------------------------------------------
 
 
 class Fork(msgspec.Struct, tag=1, array_like=True):
@@ -107,7 +107,7 @@ decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
-# --- the process ---------------------------------------------------------------------------------------------
+# --- the process ------------------------------------------------------------------------------------------
 
 
 def main(argument: str) -> None:
@@ -228,7 +228,7 @@ def exec_main(start_fd: int, agent_pid: int, worker_module: str) -> NoReturn:
     run_worker(start, agent_pid, worker)
 
 
-# --- importing -----------------------------------------------------------------------------------------------
+# --- importing --------------------------------------------------------------------------------------------
 
 
 def _preload(package: str, config: ZygoteConfig, sock: socket.socket) -> None:
@@ -268,7 +268,7 @@ def _start_anew(config: ZygoteConfig, *, without: str) -> NoReturn:
     os.execv(sys.executable, argv)
 
 
-# --- the child's first steps -----------------------------------------------------------------------------------
+# --- the child's first steps ------------------------------------------------------------------------------
 
 
 def die_with_parent(parent_pid: int) -> None:
