@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing := [side for side in sides if not Path(side.python).exists()]:
         parser.error(f"no {missing[0].python}: `make bench` installs it, `--only` does without")
     results = rounds.run_rounds(sides, rows, options.rounds, _pace(options))
-    print(report.table(rows, results))
+    print(report.markdown(rows, results) if options.markdown else report.table(rows, results))
     if options.json:
         options.json.write_text(json.dumps(report.record(rows, results), indent=1) + "\n")
     return 1 if any(results.errors.values()) else 0
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="divide the sizes of batches and arrays by ten")
     add("--only", choices=["retinue", "ray"], help="measure one side")
     add("--json", type=Path, help="write all figures, every round's too, to this file")
+    add("--markdown", action="store_true", help="print only what both sides have, as a Markdown table")
     add("--list", action="store_true", help="print the rows and end")
     add("--profile", metavar="ROW", help="run one row under py-spy instead (on Retinue, or see --only)")
     add("--format", choices=["speedscope", "flamegraph"], default="speedscope", help="of the profile")

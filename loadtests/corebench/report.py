@@ -67,6 +67,16 @@ def table(rows: Sequence[Row], results: Results) -> str:
     return "\n".join(text)
 
 
+def markdown(rows: Sequence[Row], results: Results) -> str:
+    """Return the rows that both sides have, as the table of the README."""
+    lines = ["| row | unit | Retinue | Ray | ratio |", "|---|---|---|---|---|"]
+    for outcome in outcomes(rows, results):
+        if outcome.ratio is not None:
+            title, unit, retinue, ray, ratio = _cells(outcome)[:5]
+            lines.append(f"| {title.strip()} | {unit} | {retinue} | {ray} | {ratio} |")
+    return "\n".join(lines)
+
+
 def record(rows: Sequence[Row], results: Results) -> dict:
     """Return everything measured, each round's value too, in a form that JSON can hold."""
     return {

@@ -59,6 +59,10 @@ def test_table_shows_medians_and_errors(results):
     assert "ray slow: TimeoutError" in text
 
 
+def test_markdown_lists_what_both_sides_have(results):
+    assert report.markdown(ROWS, results).splitlines()[2:] == ["| calls | /s | 600 | 30 | 20x |"]
+
+
 def test_record_keeps_every_round_and_survives_json(results):
     record = json.loads(json.dumps(report.record(ROWS, results)))
     assert record["figures"]["calls"]["retinue"] == [500.0, 700.0, 600.0]
