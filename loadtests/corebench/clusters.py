@@ -1,6 +1,8 @@
 """Rows about processes: starting actors and clusters, ending them, and the memory of an idle one."""
 
+import os
 import time
+from collections.abc import Callable
 from types import ModuleType
 
 import psutil
@@ -51,8 +53,7 @@ def idle_memory(ray: ModuleType, setting: Setting) -> Figures:
     start(ray, num_cpus=IDLE_WORKERS)
     try:
         _meet(ray)
-        processes = psutil.Process().children(recursive=True)
-        sizes = [size for process in processes if (size := _pss_bytes(process))]
+        sizes = [size for process in _cluster_processes() if (size := _pss_bytes(process))]
     finally:
         ray.shutdown()
     return {"idle_memory": sum(sizes) / 1e6, "idle_processes": len(sizes)}
@@ -81,24 +82,39 @@ def _meet(ray: ModuleType) -> None:
     meeting = Meeting.remote()
     ray.get([attend.remote(meeting) for _ in range(IDLE_WORKERS)])
     del meeting
-    _until(lambda: _settled(psutil.Process()))
+    _until(_settled)
 
 
-def _settled(driver: psutil.Process) -> bool:
-    """Whether the number of processes has stayed the same for half a second: the actor's process is gone."""
-    before = {process.pid for process in driver.children(recursive=True)}
+def _settled() -> bool:
+    """Whether the cluster's processes have stayed the same for half a second: the actor's process is gone."""
+    before = _cluster_processes()
     time.sleep(0.5)
-    return before == {process.pid for process in driver.children(recursive=True)}
+    return before == _cluster_processes()
 
 
-def _until(condition, timeout_s: float = 10.0) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     ends = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < ends:
         pass
 
 
+def _cluster_processes() -> set[psutil.Process]:
+    """Return what this process has started: its descendants, and those that left the tree."""
+    ours = psutil.Process()
+    folder = os.environ.get("RETINUE_TEMP_DIR")
+    not_started = {ours, *ours.parents()}
+    found = set(ours.children(recursive=True))
+    for process in psutil.process_iter():
+        try:
+            if folder and process not in not_started and process.environ().get("RETINUE_TEMP_DIR") == folder:
+                found.add(process)
+        except psutil.Error:
+            continue  # ended meanwhile, or another user's
+    return found
+
+
 def _pss_bytes(process: psutil.Process) -> int:
     try:
         return process.memory_full_info().pss
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+    except psutil.Error:
         return 0
