@@ -1,4 +1,4 @@
-"""How long to wait before something that keeps dying is started once more. Pure: time comes as an argument."""
+"""How long to wait before what keeps dying is started once more. Pure: time comes as an argument."""
 
 from __future__ import annotations
 

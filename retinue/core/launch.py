@@ -163,13 +163,10 @@ class HeadProcess:
     the next `start()`. Not thread-safe: one supervisor at a time.
     """
 
-    def __init__(
-        self, config: HeadConfig, session: Session | None, listeners: Listeners | None = None
-    ) -> None:
+    def __init__(self, config: HeadConfig, listeners: Listeners | None = None) -> None:
         self.config = config
         self.address = config.address
         self.is_stopping = False
-        self._session = session
         self._listeners = listeners
         self._process: Process | None = None
         self._backoff = RestartBackoff(HEAD_HEALTHY_S, 0.05, HEAD_MAX_BACKOFF_S)
@@ -315,7 +312,7 @@ os.register_at_fork(after_in_child=_forget_in_fork)
 
 
 def _command(module: str, lifeline_fd: int, label: str) -> list[str]:
-    """Without `site` and the user's paths: 5 ms faster, and a `queue.py` beside the user's script is not ours."""
+    """Without `site` and the user's paths: faster, and a `queue.py` beside the script is not ours."""
     code = f"import sys;sys.path+={_package_folders()!r};from {module} import main;main(int(sys.argv[1]))"
     return [sys.executable, "-I", "-S", "-c", code, str(lifeline_fd), label]
 
@@ -325,9 +322,8 @@ def _package_folders() -> list[str]:
     for name in _PACKAGES:
         module = sys.modules.get(name)
         spec = module.__spec__ if module is not None else importlib.util.find_spec(name)
-        origin = spec.origin if spec is not None else None
-        if origin is not None:
-            folder = os.path.dirname(os.path.dirname(os.path.abspath(origin)))
+        for location in (spec.submodule_search_locations or []) if spec is not None else []:
+            folder = os.path.dirname(os.path.abspath(location))
             if folder not in folders:
                 folders.append(folder)
     return folders

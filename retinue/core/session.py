@@ -26,8 +26,8 @@ import msgspec
 from retinue.core.wire.messages import Address
 
 TEMP_DIR_VARIABLE = "RETINUE_TEMP_DIR"
-TOKEN_VARIABLE = "RETINUE_TOKEN"  # noqa: S105 - the name of a variable
-TOKEN_FILE_VARIABLE = "RETINUE_TOKEN_FILE"  # noqa: S105
+TOKEN_VARIABLE = "RETINUE_TOKEN"
+TOKEN_FILE_VARIABLE = "RETINUE_TOKEN_FILE"
 SESSION_PREFIX = "s-"
 NEW_LOCK_PREFIX = ".lock-"
 CLUSTER_FILE = "cluster.json"
@@ -52,7 +52,7 @@ class ClusterFile(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Session:
-    """A session folder that this process holds. `close()` gives it up, and removes it if nobody else holds it."""
+    """A session folder that this process holds. The last process to `close()` it removes it."""
 
     dir: str
     cluster_id: str
@@ -96,7 +96,7 @@ def temp_dir(override: str | None = None) -> str:
 
     Raises PermissionError if it belongs to another user or others may enter it.
     """
-    path = override or os.environ.get(TEMP_DIR_VARIABLE) or f"/tmp/retinue-{os.getuid()}"  # noqa: S108
+    path = override or os.environ.get(TEMP_DIR_VARIABLE) or f"/tmp/retinue-{os.getuid()}"
     path = os.path.abspath(path)
     is_given = bool(override or os.environ.get(TEMP_DIR_VARIABLE))
     if is_given:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Self
 
 from retinue.core.transport import endpoints
 from retinue.core.wire.failures import to_exception
@@ -88,7 +88,7 @@ class BlockingClient:
     def close(self) -> None:
         self._sock.close()
 
-    def __enter__(self) -> BlockingClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

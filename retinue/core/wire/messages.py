@@ -53,6 +53,7 @@ class WorkerEnv(Struct, array_like=True, frozen=True):
     py_executable: str = ""
     main_script: str = ""
     runtime_env: str = "{}"  # the user's runtime_env as JSON, for the runtime context
+    namespace: str = ""  # in which named actors are looked up
 
 
 class WorkerStart(Struct, array_like=True):
@@ -665,6 +666,7 @@ class ActorInfo(Struct, array_like=True, frozen=True):
     death_cause: str = ""  # for people: why it is DEAD or RESTARTING
     spec: ActorSpec | None = None
     has_error: bool = False  # DEAD because the constructor raised; the error blob is the payload
+    error_kind: str = ""  # the class in `retinue.exceptions` that calls get; "" = ActorDiedError
 
 
 class JobInfo(Struct, array_like=True, frozen=True):
@@ -690,6 +692,7 @@ class RegisterNode(Message, tag=80):
     rid: int
     node: NodeInfo
     actors: list[ActorInfo] = []
+    processes: list[bytes] | None = None  # worker ids of its drivers and workers
 
 
 class NodeAccepted(Response, tag=81):
@@ -704,6 +707,7 @@ class NodeReport(Message, tag=82):
     available: dict[str, float]
     waiting: int = 0
     shapes: list[tuple[dict[str, float], int]] = []  # demand that does not fit
+    starts: int = 0  # how many StartActors of this connection `available` has counted in
 
 
 class ClusterView(Message, tag=83):
