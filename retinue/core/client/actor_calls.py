@@ -7,12 +7,15 @@ workers, replies. Does not: order and limits (`actors`), hosting an actor (`reti
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from retinue.core.client.actors import ALIVE, DEAD, ActorQueue
 from retinue.core.client.peers import open_connection
-from retinue.core.client.submission import DependencyFailed, task_name
+from retinue.core.client.submission import DependencyFailed, Prepared, task_name
 from retinue.core.client.tasks import TaskRecord, call_frame
 from retinue.core.errors import ActorDiedError, ActorUnavailableError, PendingCallsLimitExceeded
 from retinue.core.serialization import deserialize, serialize_error
@@ -53,33 +56,53 @@ class ActorCaller:
 
     # --- making and finding
 
-    def create(
-        self,
-        spec: ActorSpec,
-        definition: bytes,
-        args: bytes,
-        *,
-        deps: tuple[bytes, ...] = (),
-        get_if_exists: bool = False,
-    ) -> ActorInfo | None:
+    def create(self, spec: ActorSpec, definition: bytes, prepared: Prepared, *, get_if_exists: bool = False) -> ActorInfo | None:
         """Ask the head for an actor. Anonymous ones are not waited for; a named one's info is returned.
 
-        Raises ActorAlreadyExistsError for a name that is taken.
+        Its constructor's top-level references are waited for first. Raises ActorAlreadyExistsError for a
+        name that is taken.
         """
-        message = CreateActor(0, spec, len(definition), get_if_exists)
-        payload = definition + args
-        self._kept[spec.actor_id] = deps
-        if spec.name:
-            answer, body = self._runtime.head.call(message, payload)
-            info: ActorInfo = answer.info
-            if info.actor_id == spec.actor_id:
-                self._creations[spec.actor_id] = (message, payload)
-            self._updated(info, body)
-            return info
-        self._creations[spec.actor_id] = (message, payload)
+        runtime = self._runtime
+        self._kept[spec.actor_id] = prepared.deps
+        waiting = TaskRecord(spec.actor_id, None, "__init__", slots=prepared.slots)
+        arrived = threading.Event()
+        if prepared.slots:
+            runtime.tasks.await_dependencies(
+                waiting, lambda _: arrived.set() if spec.name else self._send_creation(spec, definition, prepared)
+            )
+        if not spec.name:
+            if not waiting.unready:
+                self._send_creation(spec, definition, prepared)
+            return None
+        if waiting.unready:
+            arrived.wait()
+        message, payload = self._creation(spec, definition, prepared, get_if_exists)
+        answer, body = runtime.head.call(message, payload)
+        info: ActorInfo = answer.info
+        if info.actor_id == spec.actor_id:
+            self._creations[spec.actor_id] = (message, payload)
+        self._updated(info, body)
+        return info
+
+    def _creation(
+        self, spec: ActorSpec, definition: bytes, prepared: Prepared, get_if_exists: bool
+    ) -> tuple[CreateActor, bytes]:
+        """The message and payload. Raises the error of a constructor argument that failed."""
+        task = TaskRecord(spec.actor_id, None, "__init__", slots=prepared.slots)
+        with self._runtime.lock:
+            found = self._runtime.tasks.dependencies(task)
+        tail = msgspec.msgpack.encode(found) if found else b""
+        return CreateActor(0, spec, len(definition), get_if_exists), definition + prepared.args + tail
+
+    def _send_creation(self, spec: ActorSpec, definition: bytes, prepared: Prepared) -> None:
         actor_id = spec.actor_id
+        try:
+            message, payload = self._creation(spec, definition, prepared, False)
+        except DependencyFailed as error:
+            self._dead(actor_id, error.blob)
+            return
+        self._creations[actor_id] = (message, payload)
         self._runtime.head.request(message, lambda response, body: self._created(actor_id, response, body), payload)
-        return None
 
     def _created(self, actor_id: bytes, response: Any, body: bytes) -> None:
         if type(response) is ActorAnswer:

@@ -24,6 +24,7 @@ from retinue.core.wire.messages import (
     AddBorrowers,
     Address,
     CancelCall,
+    CancelObject,
     CopyAdded,
     CopyLost,
     Document,
@@ -67,6 +68,7 @@ class OwnershipService:
         handlers[AddBorrowers] = self._on_add_borrowers
         handlers[RemoveBorrower] = self._on_remove_borrower
         handlers[CancelCall] = self._on_cancel
+        handlers[CancelObject] = self._on_cancel_object
         handlers[StreamCredit] = self._on_credit
         handlers[CopyLost] = self._on_copy_lost
         handlers[CopyAdded] = self._on_copy_added
@@ -376,6 +378,17 @@ class OwnershipService:
 
     def send_cancel(self, worker: Address, task_id: bytes, *, force: bool, recursive: bool) -> None:
         self._runtime.peers.send(worker, CancelCall(task_id, force, recursive))
+
+    def cancel_at_owner(self, object_id: bytes, owner: Address, *, force: bool, recursive: bool) -> None:
+        """Cancel the call that makes a borrowed object: its owner knows where it runs."""
+        self._runtime.peers.send(owner, CancelObject(object_id, force, recursive))
+
+    def _on_cancel_object(self, connection: Connection, message: CancelObject, payload: bytes) -> None:
+        from retinue.core.api import cancel_task
+
+        entry = self._table.entries.get(message.object_id)
+        if entry is not None and entry.task is not None:
+            cancel_task(self._runtime, entry.task, force=message.force, recursive=message.recursive)
 
     def _on_cancel(self, connection: Connection, message: CancelCall, payload: bytes) -> None:
         if self.cancel_hook is not None:

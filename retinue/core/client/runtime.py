@@ -35,7 +35,7 @@ from retinue.core.references import ObjectRef
 from retinue.core.serialization import Serialized, deserialize, serialize, serialize_error
 from retinue.core.transport import threads
 from retinue.core.transport.threads import Connection, IoThread
-from retinue.core.wire.messages import Address
+from retinue.core.wire.messages import Address, WorkerEnv
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ class Runtime:
         self.job_id = job_id
         self.token = token
         self.ids = IdFactory(job_id)
-        self.root_task_id = self.ids.task_id()
+        self.node_labels: dict[str, str] = {}
+        self.node_ip = "127.0.0.1"
+        self.session_dir = ""
+        self.worker_env = WorkerEnv(job_id)  # what tasks and actors get unless they ask for more
         self.lock = threading.Lock()
         self.table = OwnershipTable()
         self.context = Context()
@@ -409,6 +412,26 @@ class Runtime:
         if fetch_local and done:
             self.store.prefetch([(r._id, entries[r._id]) for r in done if r._id in entries])
         return done, rest
+
+    def is_ready(self, ref: ObjectRef[Any]) -> bool:
+        """Whether the object is there, or failed."""
+        entry = self.table.entries.get(ref._id)
+        return entry is not None and entry.state != PENDING
+
+    def wait_for_any(self, waitables: Sequence[Any], timeout_s: float | None) -> None:
+        """Wait until one of some references and generators changes, or for RECHECK_S at most."""
+        countdown = Countdown(1)
+        self.watch_new_connections()
+        for waitable in waitables:
+            if isinstance(waitable, ObjectRef):
+                self.when_ready(waitable._id, countdown)
+                self._read_eagerly(waitable)
+            elif not waitable.next_ready():
+                waitable._add_waiter(countdown)
+                if waitable._task.conn is not None:
+                    self.watch_for_a_while(waitable._task.conn)
+        self.io.wake_if_sleeping()
+        countdown.lock.acquire(timeout=threads.RECHECK_S if timeout_s is None else min(timeout_s, threads.RECHECK_S))
 
     def _wait_for_some(self, pending: list[tuple[bytes, Entry]], count: int, timeout_s: float | None) -> None:
         self._check_not_on_loop()

@@ -350,6 +350,14 @@ class CopyAdded(Message, tag=26):
     node_id: bytes
 
 
+class CancelObject(Message, tag=27):
+    """To an owner: cancel the call that makes this object of yours."""
+
+    object_id: bytes
+    force: bool = False
+    recursive: bool = True
+
+
 # --- agent: worker or driver -> its node agent ---------------------------------------------------------------
 
 

@@ -32,8 +32,6 @@ class WorkerFacts:
 
     env: WorkerEnv
     node_ip: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    session_dir: str = ""
     resources: dict[str, float] = field(default_factory=dict)
     instances: dict[str, list[float]] = field(default_factory=dict)
     actor: Any = None
