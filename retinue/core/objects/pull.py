@@ -158,7 +158,9 @@ class PullBook:
     def source_gone(self, source_id: SourceId, object_id: ObjectId) -> list[PullDecision]:
         """The source says that it does not have the object (any more); it sends nothing more of it."""
         pull = self._pulls.get(object_id)
-        return [] if pull is None else self._drop_source(pull, source_id)
+        if pull is None or source_id not in pull.sources:
+            return []
+        return [Leave(source_id, object_id), *self._drop_source(pull, source_id)]
 
     def source_lost(self, source_id: SourceId) -> list[PullDecision]:
         """The connection is over, and the thread that wrote what came over it has ended."""

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+
 from retinue.core.objects.pull import (
     Ask,
     Fetch,
@@ -86,7 +87,7 @@ def test_source_that_has_it_no_more_is_dropped_for_that_object_only(book: PullBo
     book.start(b"y", 10)
     book.source_found(b"x", "n1", is_complete=True)
     book.source_found(b"y", "n1", is_complete=True)
-    assert book.source_gone("n1", b"x") == [NoSource(b"x")]
+    assert book.source_gone("n1", b"x") == [Leave("n1", b"x"), NoSource(b"x")]
     assert book.chunk_arrived("n1", b"y", 0) == [Leave("n1", b"y"), Pulled(b"y")]
 
 
