@@ -195,6 +195,14 @@ def find_cluster(base: str | None = None, *, include_private: bool = False) -> C
     return None
 
 
+def find_cluster_at(address: str, base: str | None = None) -> ClusterFile | None:
+    """The live cluster of this machine whose head listens on `address`: "host:port", or its Unix socket."""
+    for cluster in find_clusters(base):
+        if address in (f"{cluster.head.host}:{cluster.head.port}", cluster.head.path):
+            return cluster
+    return None
+
+
 def cluster_token(cluster: ClusterFile) -> bytes:
     """The token of a cluster that was found."""
     return token_from_environment() or read_token(cluster.token_file)

@@ -70,6 +70,10 @@ class BlockingClient:
             raise to_exception(answer)
         return answer, body
 
+    def has_message(self) -> bool:
+        """Whether `receive` would answer without looking at the socket."""
+        return bool(self._inbox)
+
     def receive(self, timeout_s: float | None = None) -> tuple[Any, bytes]:
         """The next message, whatever it is."""
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
