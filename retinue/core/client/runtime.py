@@ -105,6 +105,12 @@ class Runtime:
         self.tasks = TaskSubmitter(self)
         self.actors = ActorCaller(self)
 
+    def use_job(self, job_id: bytes, worker_env: WorkerEnv) -> None:
+        """The job is known now (a driver learns it from the head)."""
+        self.job_id = job_id
+        self.ids = IdFactory(job_id)
+        self.worker_env = worker_env
+
     def start(self) -> None:
         """Run the I/O thread and serve this process's references."""
         references.bind(self)
@@ -620,6 +626,13 @@ class Runtime:
             waiters = self.table.resolve(object_id, ERROR, blob=blob)
         for wake in waiters:
             wake()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Nothing pending can come any more."""
+        with self.lock:
+            pending = [i for i, e in self.table.entries.items() if e.state == PENDING]
+        for object_id in pending:
+            self.fail(object_id, error)
 
     def cancelled_error(self, task_id: bytes, name: str) -> TaskCancelledError:
         return TaskCancelledError(task_id.hex(), f"task {name or task_id.hex()} was cancelled")

@@ -370,6 +370,8 @@ class RegisterProcess(Message, tag=40):
     kind: str  # "driver" or "worker"
     job_id: bytes
     start_token: int = 0  # given to the worker when the agent asked for it
+    env: WorkerEnv | None = None  # a driver's: what workers to have ready for it
+    log_to_driver: bool = True
 
 
 class Registered(Response, tag=41):

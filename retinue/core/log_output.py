@@ -1,0 +1,31 @@
+"""Workers' output on the driver's terminal: each line with its source.
+
+Lives here: printing. Does not: collecting, folding repeats, limiting the rate (the node agent).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+# Libraries that draw on the terminal (progress bars) take their own lines out of the stream.
+line_filters: list[Callable[[str, str], bool]] = []
+
+
+class LogPrinter:
+    """Prints `(source) line`; to stderr what came from stderr."""
+
+    def show(self, source: str, text: bytes, *, is_stderr: bool) -> None:
+        stream = sys.stderr if is_stderr else sys.stdout
+        lines = text.decode("utf-8", "replace").splitlines()
+        kept = [line for line in lines if not any(take(source, line) for take in line_filters)]
+        if not kept:
+            return
+        try:
+            stream.write("".join(f"({source}) {line}\n" for line in kept))
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the terminal is gone, or the user closed the stream
+
+    def close(self) -> None:
+        """Nothing is held back."""

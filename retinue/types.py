@@ -1,0 +1,5 @@
+"""Types for annotations."""
+
+from retinue.core.references import ObjectRef
+
+__all__ = ["ObjectRef"]
