@@ -2,20 +2,25 @@
 
 Here: pools of actors, queues, completion in order of readiness, progress bars, metrics, serializers, and
 drop-ins for `multiprocessing.Pool` and joblib. Not here: anything that the core needs itself.
+
+As in `retinue` itself, names are imported when they are first used: a worker that only counts something
+(`retinue.util.metrics`) loads nothing else.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import retinue.core.api
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from retinue.exceptions import UnsupportedError
-from retinue.util.actor_pool import ActorPool
-from retinue.util.check_serialize import inspect_serializability
-from retinue.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
-from retinue.util.helpers import as_completed, map_unordered
-from retinue.util.net import get_node_ip_address
-from retinue.util.progress_bar import progress
-from retinue.util.serialization import deregister_serializer, register_serializer
+if TYPE_CHECKING:
+    from retinue.util.actor_pool import ActorPool
+    from retinue.util.check_serialize import inspect_serializability
+    from retinue.util.debug import disable_log_once_globally, enable_periodic_logging, log_once
+    from retinue.util.helpers import as_completed, map_unordered
+    from retinue.util.named_actors import list_named_actors
+    from retinue.util.net import get_node_ip_address
+    from retinue.util.progress_bar import progress
+    from retinue.util.serialization import deregister_serializer, register_serializer
 
 __all__ = [
     "ActorPool",
@@ -32,36 +37,45 @@ __all__ = [
     "register_serializer",
 ]
 
-_UNSUPPORTED = {
-    "accelerators": "resource names such as 'GPU' and accelerator_type= on tasks and actors",
-    "collective": "torch.distributed inside actors",
-    "connect": "retinue.init(address=...)",
-    "disconnect": "retinue.shutdown()",
-    "get_node_instance_id": "retinue.get_runtime_context().get_node_id()",
-    "iter": "retinue.util.map_unordered",
-    "pdb": "the logs, `retinue stack`, or pdb in a driver with the function called directly",
-    "ray_debugpy": "the logs, `retinue stack`, or pdb in a driver with the function called directly",
+_HOME_OF = {
+    "ActorPool": "actor_pool",
+    "as_completed": "helpers",
+    "deregister_serializer": "serialization",
+    "disable_log_once_globally": "debug",
+    "enable_periodic_logging": "debug",
+    "get_node_ip_address": "net",
+    "inspect_serializability": "check_serialize",
+    "list_named_actors": "named_actors",
+    "log_once": "debug",
+    "map_unordered": "helpers",
+    "progress": "progress_bar",
+    "register_serializer": "serialization",
+}
+
+# Names that Ray has; using one says what to use instead.
+_ABSENT = {
+    "accelerators": "give resource names such as 'GPU', or accelerator_type=, to tasks and actors",
+    "collective": "use torch.distributed inside actors",
+    "connect": "use retinue.init(address=...)",
+    "disconnect": "use retinue.shutdown()",
+    "get_node_instance_id": "use retinue.get_runtime_context().get_node_id()",
+    "iter": "use retinue.util.map_unordered",
+    "pdb": "look at the logs or `retinue stack`, or debug the function in the driver",
+    "ray_debugpy": "look at the logs or `retinue stack`, or debug the function in the driver",
 }
 
 
-class UnsupportedNameError(UnsupportedError, ImportError):
-    """Ray has this name here, and we do not.
-
-    Not an AttributeError: `from retinue.util import name` would show its own message instead of ours.
-    """
-
-
-def list_named_actors(all_namespaces: bool = False) -> list[str] | list[dict[str, str]]:
-    """Return the names of the named actors that are alive, detached or not.
-
-    Of this driver's namespace as plain names; with `all_namespaces` those of the whole cluster, each as
-    `{"namespace": ..., "name": ...}`.
-    """
-    names: list[str] | list[dict[str, str]] = retinue.core.api.list_named_actors(all_namespaces)
-    return names
-
-
 def __getattr__(name: str) -> Any:
-    if name in _UNSUPPORTED:
-        raise UnsupportedNameError(f"retinue.util.{name} is not supported; use {_UNSUPPORTED[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"retinue.util.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ABSENT:
+        from retinue.exceptions import UnsupportedError
+
+        raise UnsupportedError(f"retinue.util.{name} does not exist: {_ABSENT[name]}")
+    raise AttributeError(f"module 'retinue.util' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

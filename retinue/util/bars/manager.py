@@ -1,6 +1,7 @@
 """Draw the bars of a cluster on the driver's terminal or notebook. The only module that uses tqdm.
 
-While a bar is open, `print` in this process makes room for the bars first; `RETINUE_TQDM_PATCH_PRINT=0`
+Importing this module makes the driver's log printer hand over the lines in which workers speak of their
+bars. While a bar is open, `print` in this process makes room for the bars first; `RETINUE_TQDM_PATCH_PRINT=0`
 turns that off. Without tqdm installed nothing is drawn, and one warning says so.
 """
 
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from retinue.core import log_output
 from retinue.util.bars import wire
 from retinue.util.bars.board import Board, Change, Close, Instruction, Move, Open
 from retinue.util.debug import log_once
@@ -44,6 +46,16 @@ def draw_line(line: str) -> bool:
     return True
 
 
+def take_line(source: str, line: str) -> bool:
+    """Take a line of worker output from the log printer, if it is about a bar or bars are in its way."""
+    if draw_line(line):
+        return True
+    if _manager is None or not _manager.has_bars:
+        return False
+    safe_print(f"({source}) {line}")
+    return True
+
+
 def safe_print(*args: Any, **kwargs: Any) -> None:
     """Print as `print` does, and leave the bars below the text whole."""
     if _manager is None or kwargs.get("file") not in (None, sys.stdout, sys.stderr):
@@ -67,6 +79,11 @@ class BarManager:
         self._are_hidden = False
         # Reentrant: what tqdm writes may pass through safe_print again.
         self._lock = threading.RLock()
+
+    @property
+    def has_bars(self) -> bool:
+        """Say whether a bar is on the screen."""
+        return bool(self._bars)
 
     def process_state_update(self, state: dict[str, Any]) -> None:
         """Draw the decoded line of a bar; anything else is ignored."""
@@ -161,3 +178,6 @@ def _patch_print(has_bars: bool) -> None:
         builtins.print = safe_print
     elif not has_bars and builtins.print is safe_print:
         builtins.print = _print
+
+
+log_output.line_filters.append(take_line)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import retinue
+from retinue.core import log_output
 from retinue.experimental import tqdm_ray
 from retinue.util.bars import bar, manager, wire
 from retinue.util.bars.wire import BarState
@@ -83,6 +84,19 @@ def test_lines_of_workers_are_told_apart(fakes: list[FakeBar]) -> None:
     assert manager.draw_line(wire.encode(state("a")))
     assert manager.draw_line(wire.encode(state("a", closed=True)))
     assert len(fakes) == 1
+
+
+def test_worker_output_does_not_run_into_the_bars(
+    fakes: list[FakeBar], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert manager.take_line in log_output.line_filters
+    assert not manager.take_line("f pid=2", "printed as usual")
+    assert manager.take_line("f pid=2", wire.encode(state("a", pid=2)))
+    assert manager.take_line("f pid=2", "a line between")
+    assert fakes[0].did == ["clear", "refresh"]
+    assert manager.take_line("f pid=2", wire.encode(state("a", pid=2, closed=True)))
+    assert not manager.take_line("f pid=2", "printed as usual")
+    assert capsys.readouterr().out == "(f pid=2) a line between\n"
 
 
 def test_decoded_lines_are_taken_as_well(fakes: list[FakeBar]) -> None:
