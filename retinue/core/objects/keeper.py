@@ -53,4 +53,7 @@ class Keeper:
             # Not fatal: untouched space is slow, unpunched space is memory not given back.
             logger.warning("%s of %d bytes failed: %s", type(job).__name__, job.size, error)
             return error.strerror or str(error)
+        except Exception as error:  # a mistake of ours; the thread must go on
+            logger.exception("%s of %d bytes failed", type(job).__name__, job.size)
+            return repr(error)
         return None

@@ -95,6 +95,9 @@ class SpillThread:
             if isinstance(job, Spill | MakeFile):
                 self._delete(job.file_id)
             return f"{error.strerror or error} ({self.path_of(job.file_id)})"
+        except Exception as error:  # a mistake of ours; without this thread every full store would hang
+            logger.exception("%s of file %d failed", type(job).__name__, job.file_id)
+            return repr(error)
         return None
 
     def _check_disk(self, size: int) -> None:

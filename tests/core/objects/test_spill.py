@@ -142,6 +142,13 @@ def test_missing_or_short_file_is_an_outcome(bench: Bench) -> None:
     assert "bytes early" in str(bench.do(Restore(b"x", 1, 0, 0, 3 * PAGE)))
 
 
+def test_thread_outlives_a_mistake_of_ours(bench: Bench) -> None:
+    outside = bench.arena.size_bytes
+    assert "not in an arena" in str(bench.do(Spill(1, PAGE, (SpillPart(b"x", outside, PAGE, 0),))))
+    assert bench.do(DeleteFile(1)) is None
+    assert bench.do(MakeFile(2, PAGE)) is None
+
+
 def test_made_files_have_their_blocks(bench: Bench) -> None:
     assert bench.do(MakeFile(1, 3 * MIB)) is None
     status = bench.thread.path_of(1).stat()
