@@ -162,7 +162,7 @@ class ActorTable:
         self._owned: dict[bytes, set[bytes]] = {}  # worker id -> the actors that end with it
         self._waiting: dict[bytes, None] = {}  # to be placed, oldest first
         self._delayed: dict[bytes, float] = {}  # to be placed, but not before
-        self._rejected: set[bytes] = set()  # waiting actors that some node has refused
+        self._rejected: set[bytes] = set()  # that some node has refused since its last report
         self.is_recovering = False
 
     # what clients ask
@@ -365,8 +365,6 @@ class ActorTable:
         if not isinstance(choice, Fits):
             return [], choice
         del self._waiting[actor.actor_id]
-        self._rejected.discard(actor.actor_id)
-        actor.rejected_by.clear()
         actor.node_id = choice.node_id
         actor.is_sent = True
         actor.backoff.started(now)
@@ -382,6 +380,8 @@ class ActorTable:
         actor.address, actor.pid = address, pid
         actor.cause = ""
         actor.death = None
+        self._rejected.discard(actor.actor_id)
+        actor.rejected_by.clear()
         actor.backoff.started(now)
         return [Updated(actor.actor_id)]
 
@@ -570,7 +570,7 @@ class ActorTable:
             actor = self._actors[actor_id]
             assert actor.state != DEAD
             assert (actor.spec.namespace, actor.spec.name) == (namespace, name)
-        assert self._rejected <= self._waiting.keys()
+        assert all(self._actors[actor_id].state != DEAD for actor_id in self._rejected)
 
 
 def _requests(actor: Actor) -> tuple[Units, Units]:
