@@ -170,7 +170,7 @@ class RemoteFunction(Generic[P, R]):
         shape = Shape(option_rules.resources_of(options, default_cpus=1), env, option_rules.strategy_of(options))
         pool = runtime.tasks.pool_for(shape, msgspec.msgpack.encode(shape))
         template = _Template(runtime, self._export(runtime), pool)
-        num_returns = options.get("num_returns")
+        num_returns: Any = options.get("num_returns")
         if num_returns is None:
             num_returns = "streaming" if self._is_generator else 1
         streaming = num_returns == "streaming"

@@ -9,6 +9,7 @@ Lives here: messages of kind "peer", lineage, streams' items. Does not: the coun
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import defaultdict
@@ -97,7 +98,8 @@ class OwnershipService:
     def load_in_scope(self, blob: bytes | memoryview) -> tuple[Any, list[bytes]]:
         """A value, and the borrowed references inside it whose owners have not counted us."""
         outer = self._scope.ids
-        self._scope.ids = new = []
+        new: list[bytes] = []
+        self._scope.ids = new
         try:
             return deserialize(blob), new
         finally:
@@ -212,18 +214,17 @@ class OwnershipService:
             nodes = {n for _, ns in effects.free for n in ns if n != runtime.node_id}
             runtime.agent.send(FreeObjects([i for i, _ in effects.free], list(nodes)))
         by_owner: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
-        for owner, object_id, count in effects.uncount:
-            by_owner[owner].append((object_id, count))
+        for owner, object_id, times in effects.uncount:
+            by_owner[owner].append((object_id, times))
         for owner, counts in by_owner.items():
             actors = [c for c in counts if len(c[0]) == 16]
             objects = [c for c in counts if len(c[0]) != 16]
             if objects:
                 runtime.peers.send(owner, RemoveBorrower(objects))
-            for count in actors:
+            for actor_id, count in actors:
                 # Calls that are under way finish first: the handle counts until they are answered.
-                runtime.actors.when_idle(
-                    count[0], lambda owner=owner, count=count: runtime.peers.send(owner, RemoveBorrower([count]))  # type: ignore[misc]
-                )
+                removed = RemoveBorrower([(actor_id, count)])
+                runtime.actors.when_idle(actor_id, functools.partial(runtime.peers.send, owner, removed))
         for actor_id in effects.release_actors:
             runtime.actors.released(actor_id)
 

@@ -193,7 +193,7 @@ class Runtime:
             if connection is None:
                 del self._watched[fd]
             elif now > until:
-                if connection.in_flight or (connection.context is not None and connection.context.is_busy()):
+                if connection.context is not None and connection.context.is_busy():
                     self._watched[fd] = now + WATCH_S
                 else:
                     del self._watched[fd]
@@ -320,8 +320,7 @@ class Runtime:
                 return self.ownership.load(object_id, entry, view)
             if state in (ERROR, LOST):
                 assert entry.blob is not None
-                error = deserialize(entry.blob)
-                raise error
+                raise deserialize(entry.blob)
             if state == ACTOR:
                 raise TypeError("an actor handle is not an object")
             self._await_entry(object_id, entry, deadline, False, 1)
@@ -409,7 +408,8 @@ class Runtime:
         ready = len(refs) - len(pending)
         if ready < num_returns and (timeout_s is None or timeout_s > 0):
             self._wait_for_some(pending, num_returns - ready, timeout_s)
-        done, rest = [], []
+        done: list[ObjectRef[Any]] = []
+        rest: list[ObjectRef[Any]] = []
         for ref, entry in zip(refs, states, strict=True):
             if entry.state != PENDING and len(done) < num_returns:
                 done.append(ref)

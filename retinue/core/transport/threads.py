@@ -64,7 +64,6 @@ class Connection:
         "decoder",
         "fd",
         "hello",
-        "in_flight",
         "inbox",
         "io",
         "is_closed",
@@ -98,7 +97,6 @@ class Connection:
         self.hello: Hello | None = None
         self.context: Any = None
         self.known: set[bytes] = set()  # definitions that the other side has
-        self.in_flight: dict[bytes, Any] = {}  # calls without an answer, by task id
         self.watched = 0  # epoll mask under which the I/O thread watches it
         self.loop: Any = None  # the event loop that reads it, if one does
         self._next_rid = itertools.count(1)
@@ -316,6 +314,7 @@ class IoThread:
         self._timer_ids = itertools.count()
         self._ticker = ticker
         self._stopping = False
+        self._is_poked = False  # something happened since the tick began
         self.is_sleeping = False  # in a long wait: submitters must wake it
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -338,6 +337,7 @@ class IoThread:
         os.eventfd_write(self._event, 1)
 
     def wake_if_sleeping(self) -> None:
+        self._is_poked = True
         if self.is_sleeping:
             self.is_sleeping = False
             os.eventfd_write(self._event, 1)
@@ -391,7 +391,7 @@ class IoThread:
         interval = 0.0
         while not self._stopping:
             self.is_sleeping = interval > LOOK_INTERVAL_S
-            if self._posted or (self._timers and self._timers[0][0] <= time.monotonic()):
+            if self._is_poked or self._posted or (self._timers and self._timers[0][0] <= time.monotonic()):
                 interval = 0.0
             elif self._timers:
                 interval = min(interval, max(0.0, self._timers[0][0] - time.monotonic()))
@@ -407,6 +407,7 @@ class IoThread:
                     self._guard(lambda handler=handler, mask=mask: handler.on_events(mask))  # type: ignore[misc]
             self.is_sleeping = False
             self._run_due()
+            self._is_poked = False
             try:
                 interval = self._ticker(time.monotonic())
             except Exception:

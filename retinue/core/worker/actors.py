@@ -153,7 +153,8 @@ class ThreadedActorExecutor(SyncActorExecutor):
         args, kwargs, new = self.runner.load_args(call, payload)
         value = function(*args, **kwargs)
         if call.options is not None and call.options.streaming:
-            value = self._stream(connection, call, value)
+            self._stream(connection, call, value)
+            value = None
         return value, new
 
     def cancel(self, message: CancelCall) -> None:

@@ -237,7 +237,8 @@ class AsyncActorExecutor:
         if inspect.isawaitable(value):
             value = await value
         if options is not None and options.streaming:
-            value = await self._stream(connection, call, value)
+            await self._stream(connection, call, value)
+            value = None
         return value, new
 
     async def _stream(self, connection: Connection, call: Call, value: Any) -> None:

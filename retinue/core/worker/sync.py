@@ -284,7 +284,8 @@ class SyncExecutor(WaitHook):
                 self._in_user_code = True
                 value = function(*args, **kwargs)
                 if options is not None and options.streaming:
-                    value = self._stream(connection, call, value)
+                    self._stream(connection, call, value)
+                    value = None
             else:
                 self._in_user_code = True
                 value = function()
