@@ -163,6 +163,9 @@ class ActorTable:
         self._waiting: dict[bytes, None] = {}  # to be placed, oldest first
         self._delayed: dict[bytes, float] = {}  # to be placed, but not before
         self._rejected: set[bytes] = set()  # that some node has refused since its last report
+        # Actors that a registering agent did not list. What became of them may be in the messages it has
+        # kept for us, which come before its first report.
+        self._unlisted: dict[bytes, list[tuple[bytes, int]]] = {}
         self.is_recovering = False
 
     # what clients ask
@@ -252,24 +255,29 @@ class ActorTable:
         for info in infos:
             listed.add(info.actor_id)
             decisions += self._listed(node_id, info, now)
-        for actor in self._on_node(node_id):
-            if actor.actor_id not in listed:
-                decisions += self._missing(actor, "it was gone when its node registered again", now)
+        unlisted = [a for a in self._on_node(node_id) if a.actor_id not in listed]
+        self._unlisted[node_id] = [(a.actor_id, a.incarnation) for a in unlisted]
         if live_processes is not None:
             decisions += self._keep_owners(node_id, set(live_processes))
         return decisions + self.place_waiting(now=now)
 
     def node_reported(self, node_id: bytes, *, now: float) -> list[Decision]:
-        """There may be room now."""
+        """There may be room now; and an agent that has just registered has said all that it had to."""
+        decisions: list[Decision] = []
+        for actor_id, incarnation in self._unlisted.pop(node_id, ()):
+            actor = self._live(actor_id)
+            if actor is not None and actor.is_sent and actor.incarnation == incarnation:
+                decisions += self._missing(actor, "it was gone when its node registered again", now)
         for actor_id in list(self._rejected):
             rejected_by = self._actors[actor_id].rejected_by
             rejected_by.discard(node_id)
             if not rejected_by:
                 self._rejected.discard(actor_id)
-        return self.place_waiting(now=now)
+        return decisions + self.place_waiting(now=now)
 
     def node_died(self, node_id: bytes, reason: str, *, now: float) -> list[Decision]:
         decisions: list[Decision] = []
+        self._unlisted.pop(node_id, None)
         for actor in self._on_node(node_id):
             decisions += self._lost(actor, f"its node {node_id.hex()[:12]} died: {reason}", None, now)
         owners = {actor.spec.owner.worker_id for actor in self if actor.spec.owner.node_id == node_id}

@@ -63,12 +63,14 @@ class JobTable:
         return number
 
     def registered(self, job: JobInfo) -> JobInfo:
-        """A driver is here, for the first time or again. An empty id gets the next number's.
+        """A driver is here, for the first time or again. An empty id gets the next number's, once.
 
         A job that has ended stays ended: its actors are gone.
         """
         if not job.job_id:
-            job = msgspec.structs.replace(job, job_id=job_id_of(self.new_number()))
+            # The answer to the driver's first request may have died with a head.
+            job_id = self._running_of(job.driver.worker_id) or job_id_of(self.new_number())
+            job = msgspec.structs.replace(job, job_id=job_id)
         known = self._jobs.get(job.job_id)
         if known is not None and known.status != RUNNING:
             return known
@@ -118,6 +120,10 @@ class JobTable:
 
     def __iter__(self) -> Iterator[JobInfo]:
         return iter(self._jobs.values())
+
+    def _running_of(self, worker_id: bytes) -> bytes | None:
+        found = (j.job_id for j in self._jobs.values() if j.driver.worker_id == worker_id)
+        return next((job_id for job_id in found if self.is_running(job_id)), None)
 
     def _end_all(self, job_ids: list[bytes], message: str, wall_time: float) -> list[JobDecision]:
         decisions: list[JobDecision] = []

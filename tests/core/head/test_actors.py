@@ -371,7 +371,8 @@ def test_nothing_is_started_before_recovery_is_over() -> None:
 def test_a_start_that_never_arrived_is_sent_again_without_using_up_a_restart() -> None:
     head = recovering(Actor(spec(), node_id=A, is_sent=True))
     head.add_node(A, actors=[])
-    start = only_start(head.table.recovery_over(now=0.0))
+    assert starts(head.table.recovery_over(now=0.0)) == []
+    start = only_start(head.table.node_reported(A, now=0.0))
     assert (start.incarnation, head.actor().num_restarts, head.actor().state) == (1, 0, PENDING)
     head.table.check_invariants()
 
@@ -389,6 +390,23 @@ def test_an_actor_that_died_while_the_head_was_away_is_restarted() -> None:
     head.add_node(A, actors=[listed(spec(max_restarts=1), DEAD)])
     assert head.actor().state == RESTARTING
     assert only_start(head.table.recovery_over(now=0.0)).incarnation == 1
+    head.table.check_invariants()
+
+
+def test_what_an_agent_has_kept_for_the_new_head_is_believed_before_its_list_is() -> None:
+    head = recovering(known_alive())
+    head.add_node(A, actors=[])
+    head.say(Start(spec().actor_id, A, 0), DIED, DeathInfo(pid=7, signal=9))
+    head.table.node_reported(A, now=0.0)
+    assert "killed by signal 9" in head.actor().cause
+    head.table.check_invariants()
+
+
+def test_an_actor_that_nobody_speaks_of_is_gone() -> None:
+    head = recovering(known_alive())
+    head.add_node(A, actors=[])
+    head.table.node_reported(A, now=0.0)
+    assert head.actor().state == DEAD
     head.table.check_invariants()
 
 
@@ -469,6 +487,7 @@ class ActorsMachine(RuleBasedStateMachine):
             for actor_id, (incarnation, state) in agent.actors.items()
         ]
         self.carry_out(self.head.add_node(node_id, 4.0, actors=infos))
+        self.carry_out(self.head.table.node_reported(node_id, now=self.head.now))
 
     @rule(number=st.integers(0, 3))
     def add_node(self, number: int) -> None:

@@ -25,7 +25,12 @@ def ended(decisions: list[JobDecision]) -> list[str]:
 def test_jobs_are_numbered_from_one(table: JobTable) -> None:
     assert table.registered(job()).job_id == job_id_of(1)
     assert table.new_number() == 2
-    assert table.registered(job()).job_id == job_id_of(3)
+    assert table.registered(job(b"e" * 16)).job_id == job_id_of(3)
+
+
+def test_a_driver_that_asks_twice_has_one_job(table: JobTable) -> None:
+    first = table.registered(job())
+    assert table.registered(job()) == first
 
 
 def test_a_driver_that_comes_back_in_time_keeps_its_job(table: JobTable) -> None:
