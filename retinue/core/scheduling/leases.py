@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 
 from retinue.core.scheduling.policies import (
@@ -380,10 +380,10 @@ class LeaseTable:
             out += self._abandon(party, "the process that had leased it is gone")
         return out + self._serve(now)
 
-    def job_finished(self, job_id: bytes, *, now: float) -> list[Decision]:
-        """All demand and leases of the job end."""
+    def job_finished(self, job_id: bytes, *, now: float, keep: Collection[ClientId] = ()) -> list[Decision]:
+        """All demand and leases of the job end, except those of clients to `keep` (detached actors)."""
         out: list[Decision] = []
-        for client in list(self._clients.values()):
+        for client in [c for c in self._clients.values() if c.client_id not in keep]:
             for party in client.parties.values():
                 if party.env.job_id == job_id:
                     out += self._abandon(party, "its job ended")

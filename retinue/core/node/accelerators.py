@@ -1,0 +1,99 @@
+"""Which accelerators this machine has, and the node resources that follow.
+
+Lives here: asking NVML (the only file that imports it), `CUDA_VISIBLE_DEVICES`, names. Does not: handing
+indices out (`scheduling.resources`), or setting a worker's environment (the worker).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+TYPE_PREFIX = "accelerator_type:"
+_CONTROL_DEVICE = "/dev/nvidiactl"
+# "NVIDIA H200" -> H200, "Tesla V100-SXM2-16GB" -> V100, "NVIDIA GeForce RTX 3090" -> 3090
+_MODEL = re.compile(r"\b([A-Z]*\d+[A-Z]*)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    index: int
+    uuid: str
+    name: str
+
+
+class GpuSource(Protocol):
+    def gpus(self) -> Sequence[Gpu]:
+        """The machine's GPUs, by index; empty where there are none or their driver is not there."""
+        ...
+
+
+class NvmlGpus:
+    """The GPUs that NVIDIA's management library lists."""
+
+    def gpus(self) -> Sequence[Gpu]:
+        if not os.path.exists(_CONTROL_DEVICE):
+            return ()
+        try:
+            import pynvml
+        except ImportError:
+            logger.warning("this machine seems to have a GPU; install retinue[gpu] to use it")
+            return ()
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            logger.warning("the GPUs cannot be listed: %s", error)
+            return ()
+        try:
+            return [self._gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            logger.warning("the GPUs cannot be listed: %s", error)
+            return ()
+        finally:
+            pynvml.nvmlShutdown()
+
+    @staticmethod
+    def _gpu(pynvml: object, index: int) -> Gpu:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
+        uuid = pynvml.nvmlDeviceGetUUID(handle)  # type: ignore[attr-defined]
+        return Gpu(index, str(uuid), str(pynvml.nvmlDeviceGetName(handle)))  # type: ignore[attr-defined]
+
+
+def visible(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
+    """Those that `CUDA_VISIBLE_DEVICES` allows, in its order; as CUDA, up to the first unknown one."""
+    wanted = environment.get(VISIBLE_DEVICES)
+    if wanted is None:
+        return list(gpus)
+    found: list[Gpu] = []
+    for part in (part.strip() for part in wanted.split(",")):
+        gpu = next((g for g in gpus if part == str(g.index) or (part and g.uuid.startswith(part))), None)
+        if gpu is None:
+            break
+        found.append(gpu)
+    return found
+
+
+def gpu_resources(gpus: Sequence[Gpu], *, count: float | None = None) -> dict[str, float]:
+    """The node's resources: `count` GPUs (default: all), and their type by name."""
+    number = float(len(gpus)) if count is None else count
+    if not number:
+        return {}
+    resources = {"GPU": number}
+    for gpu in gpus:
+        model = model_of(gpu.name)
+        if model:
+            resources[TYPE_PREFIX + model] = 1.0
+    return resources
+
+
+def model_of(name: str) -> str:
+    """The model in a device's name; "" if there is none to be seen."""
+    found = _MODEL.search(name.upper())
+    return found.group(1) if found else ""
