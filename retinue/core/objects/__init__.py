@@ -17,7 +17,7 @@
             budget      how large the arena may be (reads /proc and /sys)
 
 The node agent owns all of it: it calls the store as messages come in, sends clients what is for them, gives
-`Warm` and `Punch` to the keeper and `Spill`, `Restore`, `MakeFile` and `DeleteFile` to the spill thread, passes
-what those report to `ObjectStore.finished`, and calls `tick` at `next_deadline`. Clients (drivers and workers)
+`Warm` and `Punch` to the keeper, `Spill`, `Restore`, `MakeFile` and `DeleteFile` to the spill thread. What
+those report goes to `ObjectStore.finished`; `tick` is called at `next_deadline`. Clients (drivers, workers)
 use `arena`, `views` and `cursor`. Knows nothing of messages, owners or references.
 """

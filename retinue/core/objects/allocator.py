@@ -207,11 +207,11 @@ class Allocator:
             ranges.append(self._take_warm(self.touched_bytes - limit))
         return ranges
 
-    def punched(self, offset: int) -> None:
-        """A range from `take_excess` has no pages any more and is free again."""
+    def punched(self, offset: int, *, is_cold: bool = True) -> None:
+        """A range from `take_excess` is free again: without pages, or (`is_cold=False`) still with some."""
         size = self._punching.pop(offset)
         self.punching_bytes -= size
-        self._release(offset, offset + size, is_warm=False)
+        self._release(offset, offset + size, is_warm=not is_cold)
 
     def check_invariants(self) -> None:
         """Assert that every byte is in exactly one state and that every index agrees. Slow: for tests."""

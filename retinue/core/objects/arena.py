@@ -11,6 +11,7 @@ which range is whose (`store`). Calls on different ranges may come from several 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -117,10 +118,20 @@ class Arena:
         finally:
             self.unmap_writable(offset, size)
 
-    def punch(self, offset: int, size: int) -> None:
-        """Give a range's pages back; it reads as zeros. Raises OSError."""
+    def punch(self, offset: int, size: int) -> bool:
+        """Give a range's pages back; it reads as zeros. Raises OSError.
+
+        False if some pages stay: the kernel cannot split a huge page while the rest of it is being written to
+        disk, say (511 of 512 pages seen). Try again later.
+        """
         self._check(offset, size)
         libc.punch_hole(self.fd, offset, size)
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + size
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data from here to the end
+                raise
+            return True
 
     def resident_bytes(self) -> int:
         """How much memory the arena takes."""

@@ -47,8 +47,8 @@ class Keeper:
         try:
             if isinstance(job, Warm):
                 self._arena.touch(job.offset, job.size)
-            else:
-                self._arena.punch(job.offset, job.size)
+            elif not self._arena.punch(job.offset, job.size):
+                return "some pages are in use"
         except OSError as error:
             # Not fatal: untouched space is slow, unpunched space is memory not given back.
             logger.warning("%s of %d bytes failed: %s", type(job).__name__, job.size, error)

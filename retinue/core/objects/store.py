@@ -300,7 +300,7 @@ class ObjectStore:
             case Warm():
                 return self.warmed(job.offset, is_warm=reason is None)
             case Punch():
-                return self.punched(job.offset)
+                return self.punched(job.offset, is_cold=reason is None)
             case DeleteFile():
                 return self._flush()
 
@@ -394,9 +394,10 @@ class ObjectStore:
         self._is_reserve_on = self._is_reserve_on and is_warm
         return self._flush()
 
-    def punched(self, offset: int) -> list[Decision]:
-        self._allocator.punched(offset)
-        return self._flush()
+    def punched(self, offset: int, *, is_cold: bool = True) -> list[Decision]:
+        """A range from Punch has no pages any more; with `is_cold=False` it has, and is tried again later."""
+        self._allocator.punched(offset, is_cold=is_cold)
+        return self._flush(may_punch=is_cold)
 
     # Time
 
@@ -768,11 +769,12 @@ class ObjectStore:
         if isinstance(decision, DeleteFile):
             self._spill_blocked_until = None  # there is room on disk again
 
-    def _flush(self) -> list[Decision]:
+    def _flush(self, *, may_punch: bool = True) -> list[Decision]:
         if self._queue:
             self._pump()
-        for start, end in self._allocator.take_excess():
-            self._out.append(Punch(start, end - start))
+        if may_punch:
+            for start, end in self._allocator.take_excess():
+                self._out.append(Punch(start, end - start))
         self._top_up_reserve()
         decisions = self._out
         self._out = []

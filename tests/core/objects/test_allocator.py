@@ -169,9 +169,9 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.punching += [start for start, _ in self.allocator.take_excess(keep)]
 
     @precondition(lambda self: self.punching)
-    @rule()
-    def punched(self) -> None:
-        self.allocator.punched(self.punching.pop())
+    @rule(is_cold=st.booleans())
+    def punched(self, is_cold: bool) -> None:
+        self.allocator.punched(self.punching.pop(), is_cold=is_cold)
 
     @invariant()
     def books_agree(self) -> None:

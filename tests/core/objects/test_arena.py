@@ -86,8 +86,9 @@ def test_touching_gives_pages_without_changing_bytes(arena: Arena) -> None:
 def test_punching_gives_pages_back(arena: Arena) -> None:
     arena.touch(0, 8 * MIB)
     arena.map_writable(2 * MIB, 4)[:] = b"gone"
-    arena.punch(2 * MIB, 4 * MIB)
+    assert arena.punch(2 * MIB, 4 * MIB) is True
     assert arena.resident_bytes() == 4 * MIB
+    assert arena.punch(6 * MIB, 58 * MIB) is True, "up to the end"
     assert bytes(arena.view(2 * MIB, 4)) == bytes(4)
 
 

@@ -11,10 +11,9 @@ import pytest
 
 from retinue.core.objects import spill as spill_module
 from retinue.core.objects.arena import Arena
-from retinue.core.objects.decisions import DeleteFile, Grant, Located, MakeFile, Restore, Spill, SpillPart
+from retinue.core.objects.decisions import DeleteFile, MakeFile, Restore, Spill, SpillPart
 from retinue.core.objects.layout import PAGE, round_up
 from retinue.core.objects.spill import BUFFER_BYTES, DIRECT_MIN, SpillJob, SpillThread
-from retinue.core.objects.store import ObjectStore
 
 MIB = 1 << 20
 
@@ -166,43 +165,6 @@ def test_restores_go_before_spills(tmp_path: Path) -> None:
         bench.thread.submit(job)
     bench.thread.start()
     assert [bench.reports.get(timeout=20)[0] for _ in range(3)] == [restore, *spills]
-    bench.thread.stop()
-    bench.arena.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ten_times_the_store_is_produced_and_consumed(tmp_path: Path) -> None:
-    """Store, arena and spill thread together, driven as the agent drives them."""
-    store = ObjectStore(budget_bytes=16 * MIB, reserve_bytes=0)
-    bench = Bench(tmp_path)
-    bench.thread.start()
-    store.client_joined("a")
-
-    def settle(decisions: list, wanted: type) -> object:
-        while True:
-            for decision in decisions:
-                if isinstance(decision, Spill | Restore | MakeFile | DeleteFile):
-                    bench.thread.submit(decision)
-            for decision in decisions:
-                if isinstance(decision, wanted):
-                    return decision
-            job, reason = bench.reports.get(timeout=20)
-            assert reason is None
-            decisions = store.finished(job, reason, now=0.0)
-
-    size, count = 2 * MIB + 100, 80
-    for index in range(count):
-        grant = settle(store.request_single("a", index, size, now=0.0), Grant)
-        assert isinstance(grant, Grant)
-        bench.write(grant.offset, random.Random(index).randbytes(size))
-        store.seal("a", b"%d" % index, grant.offset, size)
-    assert store.spilled_bytes > 8 * 16 * MIB
-    for index in range(count):
-        located = settle(store.get("a", index, b"%d" % index, now=0.0), Located)
-        assert isinstance(located, Located)
-        assert bytes(bench.arena.view(located.offset, size)) == random.Random(index).randbytes(size)
-        store.unpin("a", located.offset)
-    store.check_invariants()
     bench.thread.stop()
     bench.arena.close()
     assert list(tmp_path.iterdir()) == []

@@ -349,6 +349,20 @@ def test_cold_space_past_the_budget_is_paid_for_with_warm_space(store: ObjectSto
     assert store.touched_bytes == BUDGET
 
 
+def test_range_that_could_not_be_punched_is_tried_again_with_the_next_fact(store: ObjectStore) -> None:
+    fill(store)
+    store.free([b"fill0"])
+    punch = store.request_single("a", 1, 3 * MIB, now=0.0)
+    assert [type(decision) for decision in punch] == [Grant], "warm space was used"
+    (grant, *punches) = [*store.request_single("a", 2, MIB - PAGE, now=0.0), *store.free([b"fill2"])]
+    assert isinstance(grant, Grant)
+    assert punches == []
+    grant, punch, *_ = store.request_single("a", 3, 4 * MIB + PAGE, now=0.0)
+    assert isinstance(punch, Punch)
+    assert store.finished(punch, "in use", now=0.0) == []
+    assert punch in store.tick(now=0.0)
+
+
 def test_a_reserve_is_touched_ahead_from_the_first_grant_on() -> None:
     store = ObjectStore(budget_bytes=128 * MIB, reserve_bytes=24 * MIB)
     store.client_joined("a")
