@@ -293,7 +293,7 @@ class QueryRoom:
         return sorted(files, key=lambda file: str(file["file"]))
 
     async def _logs(self, arguments: Arguments) -> Any:
-        """Part of a file from `offset` (negative: from its end). To follow it, ask again from what is given."""
+        """Part of a file from `offset` (negative: from its end). To follow it, ask again from there."""
         return self._read_log(arguments)
 
     def _read_log(self, arguments: Arguments) -> dict[str, Any]:

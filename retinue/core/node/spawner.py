@@ -78,7 +78,8 @@ class Spawner:
     def run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to watch children. The default zygote is started at once: somebody will need it."""
         self._loop = loop
-        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        # uvloop keeps SIGCHLD from `add_signal_handler`, but runs Python's own handlers as they come.
+        signal.signal(signal.SIGCHLD, lambda number, frame: loop.call_soon_threadsafe(self.reap))
         self._zygote(WorkerEnv(b""))
 
     # --- starting
@@ -295,7 +296,7 @@ class Spawner:
     def close(self) -> None:
         """Kill every child and wait for all of them: SIGKILL leaves nothing to wait long for."""
         assert self._loop is not None
-        self._loop.remove_signal_handler(signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in self._zygotes.values():
             self._loop.remove_reader(process.socket.fileno())
             self._loop.remove_writer(process.socket.fileno())
