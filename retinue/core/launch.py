@@ -34,8 +34,8 @@ HEAD_MODULE = "retinue.core.head.main"
 AGENT_MODULE = "retinue.core.node.main"
 # What the children import besides the standard library; looked up, not imported, in the starter.
 _PACKAGES = ("retinue", "msgspec", "uvloop", "psutil", "cloudpickle")
-HEAD_HEALTHY_S = 0.5
-HEAD_MAX_BACKOFF_S = 1.0
+HEAD_HEALTHY_S = 0.25
+HEAD_MAX_BACKOFF_S = 0.5
 
 
 @dataclass(slots=True)
@@ -169,7 +169,7 @@ class HeadProcess:
         self.is_stopping = False
         self._listeners = listeners
         self._process: Process | None = None
-        self._backoff = RestartBackoff(HEAD_HEALTHY_S, 0.05, HEAD_MAX_BACKOFF_S)
+        self.backoff = RestartBackoff(HEAD_HEALTHY_S, 0.05, HEAD_MAX_BACKOFF_S)
 
     def start(self, now: float) -> None:
         config = self.config
@@ -179,13 +179,13 @@ class HeadProcess:
             self._process = Process(HEAD_MODULE, msgspec.structs.replace(config, lock_fd=lock_fd), fds)
         finally:
             os.close(lock_fd)
-        self._backoff.started(now)
+        self.backoff.started(now)
 
     def restart_delay(self, now: float) -> float | None:
         """Call it when the process has ended. None if it was meant to end."""
         if self._process is not None:
             self._process.wait(0)
-        return None if self.is_stopping else self._backoff.ended(now)
+        return None if self.is_stopping else self.backoff.ended(now)
 
     @property
     def process(self) -> Process:

@@ -23,6 +23,7 @@ class NodeWatch:
         self._head = head
         self._token = token
         self._client: BlockingClient | None = None
+        self._has_view = False  # of the head that we are connected to
         self.nodes: dict[bytes, NodeInfo] = {}
 
     def wait_until(
@@ -34,7 +35,7 @@ class NodeWatch:
     ) -> None:
         """Raises TimeoutError, or RetinueSystemError if `agent` ends before it is so."""
         deadline = time.monotonic() + timeout_s
-        while not (self._client is not None and is_so(self.nodes)):
+        while not (self._has_view and is_so(self.nodes)):
             client = self._connected(deadline)
             if agent is not None and agent.returncode is not None:
                 raise RetinueSystemError(f"the node agent ended with code {agent.returncode}")
@@ -80,12 +81,14 @@ class NodeWatch:
         if isinstance(message, ClusterView):
             if message.full:
                 self.nodes.clear()
+                self._has_view = True
             self.nodes.update((info.node_id, info) for info in message.nodes)
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
+            self._has_view = False
 
     def __enter__(self) -> Self:
         return self
