@@ -10,8 +10,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ _CONTROL_DEVICE = "/dev/nvidiactl"
 _MODEL = re.compile(r"\b([A-Z]*\d+[A-Z]*)\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     index: int
     uuid: str
     name: str

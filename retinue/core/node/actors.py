@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from retinue.core.node.leasing import Leasing
 from retinue.core.node.processes import Process, Processes
@@ -39,8 +39,7 @@ WAITING, STARTING, ALIVE = "WAITING", "STARTING", "ALIVE"
 REJECTED, FAILED, DIED = "REJECTED", "FAILED", "DIED"  # in ActorProgress
 
 
-@dataclass(slots=True, eq=False)
-class HostedActor:
+class HostedActor(Struct, eq=False):
     spec: ActorSpec
     incarnation: int
     class_size: int

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 CHUNK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024
@@ -83,8 +84,7 @@ class LineFolder:
         out.append(f"[{dropped} lines were not shown; they are in the worker's log file]")
 
 
-@dataclass(slots=True)
-class Followed:
+class Followed(Struct):
     """One file that is read as it grows."""
 
     path: str

@@ -7,8 +7,9 @@ reading /proc and the cgroup. Does not: ending workers (`processes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 SHORT_SHARE = 0.95
 # Below this share nobody's memory is looked at, unless some worker has a limit of its own.
@@ -17,8 +18,7 @@ LOOK_INTERVAL_S = 0.25
 _PAGE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUsage:
+class WorkerUsage(Struct, frozen=True):
     worker_id: bytes
     name: str
     private_bytes: int
@@ -27,8 +27,7 @@ class WorkerUsage:
     since: float  # when its lease began
 
 
-@dataclass(frozen=True, slots=True)
-class MachineUsage:
+class MachineUsage(Struct, frozen=True):
     """The tightest of the machine and the cgroups above us."""
 
     used_bytes: int
@@ -39,8 +38,7 @@ class MachineUsage:
         return self.used_bytes / self.limit_bytes if self.limit_bytes else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EndForMemory:
+class EndForMemory(Struct, frozen=True):
     worker_id: bytes
     reason: str
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from retinue.core.wire.messages import WorkerEnv
 
@@ -25,30 +25,26 @@ START_TIMEOUT_S = 60.0
 STARTING, IDLE, LEASED, ENDING = "starting", "idle", "leased", "ending"
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Start a process; answer `registered`, or `died`."""
 
     worker_id: bytes
     env: WorkerEnv
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct, frozen=True):
     lease_id: int
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Struct, frozen=True):
     """A worker that was started for leases like this one did not come up."""
 
     lease_id: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """End the process; answer `died`. `is_forced`: not in order but at once."""
 
     worker_id: bytes
@@ -59,8 +55,7 @@ class End:
 Decision = Start | Use | Fail | End
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(Struct, eq=False):
     worker_id: bytes
     kind: Kind
     state: str
@@ -68,8 +63,7 @@ class Worker:
     lease_id: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Kind:
+class Kind(Struct, eq=False):
     """The workers of one environment."""
 
     env: WorkerEnv

@@ -13,9 +13,9 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from retinue.core.config import AgentConfig
 from retinue.core.node.logs import tail
@@ -42,8 +42,7 @@ LOG_TAIL_BYTES = 2_000
 DRIVER, WORKER = "driver", "worker"
 
 
-@dataclass(slots=True, eq=False)
-class Process:
+class Process(Struct, eq=False):
     worker_id: bytes
     kind: str
     job_id: bytes

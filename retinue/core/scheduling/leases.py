@@ -16,7 +16,8 @@ import heapq
 import itertools
 import random
 from collections.abc import Collection, Hashable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retinue.core.scheduling.policies import (
     SPREAD,
@@ -57,23 +58,20 @@ ACTOR_SHAPE_ID = -1
 ClientId = Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class NeedWorker:
+class NeedWorker(Struct, frozen=True):
     """Provide a worker for the lease; answer `worker_ready` or `worker_failed`."""
 
     lease_id: int
     env: WorkerEnv
 
 
-@dataclass(frozen=True, slots=True)
-class DropNeed:
+class DropNeed(Struct, frozen=True):
     """The lease needs no worker any more."""
 
     lease_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     client_id: ClientId
     shape_id: int
     lease_id: int
@@ -81,16 +79,14 @@ class Grant:
     instances: dict[str, list[float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
+class Redirect(Struct, frozen=True):
     client_id: ClientId
     shape_id: int
     count: int
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The demand is dropped. `kind` is the name of an exception."""
 
     client_id: ClientId
@@ -99,14 +95,12 @@ class Refuse:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(Struct, frozen=True):
     client_id: ClientId
     lease_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """The lease's worker died."""
 
     client_id: ClientId
@@ -114,24 +108,21 @@ class Lost:
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FreeWorker:
+class FreeWorker(Struct, frozen=True):
     """The worker is no longer leased."""
 
     worker_id: bytes
     is_reusable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class EndWorker:
+class EndWorker(Struct, frozen=True):
     """End the worker's process; answer `worker_died`."""
 
     worker_id: bytes
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Warn:
+class Warn(Struct, frozen=True):
     """For the client's eyes: its demand fits on no node as they are."""
 
     client_id: ClientId
@@ -142,8 +133,7 @@ class Warn:
 Decision = NeedWorker | DropNeed | Grant | Redirect | Refuse | Recall | Lost | FreeWorker | EndWorker | Warn
 
 
-@dataclass(slots=True, eq=False)
-class Party:
+class Party(Struct, eq=False):
     """One client's demand for one shape. What is shared is shared between these."""
 
     client: Client
@@ -171,8 +161,7 @@ class Party:
         return (self.client.active, not self.client.is_blocked, self.active, self.turn)
 
 
-@dataclass(slots=True, eq=False)
-class Client:
+class Client(Struct, eq=False):
     client_id: ClientId
     parties: dict[int, Party] = field(default_factory=dict)
     active: int = 0
@@ -180,8 +169,7 @@ class Client:
     is_gone: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
+class Lease(Struct, eq=False):
     lease_id: int
     party: Party
     allocation: Allocation

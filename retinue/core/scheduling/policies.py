@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retinue.core.scheduling.resources import GPU, Units, describe, fits, subtract, to_units
 from retinue.core.wire.messages import NodeInfo
@@ -23,8 +24,7 @@ SPREAD = "SPREAD"
 NODE_PREFIX = "node:"
 
 
-@dataclass(slots=True)
-class NodeView:
+class NodeView(Struct):
     """A node as the chooser sees it; `take` keeps it true until the next report."""
 
     node_id: bytes
@@ -60,20 +60,17 @@ class NodeView:
         return highest
 
 
-@dataclass(frozen=True, slots=True)
-class Fits:
+class Fits(Struct, frozen=True):
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Possible, but busy now. `node_id` is where it will most likely fit first."""
 
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Infeasible:
+class Infeasible(Struct, frozen=True):
     """No node could take it even if idle. `is_final`: a node that joins could not change that either."""
 
     message: str

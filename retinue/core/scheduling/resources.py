@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 UNIT = 10_000
 MAX_AMOUNT = 2**53  # beyond it a float no longer says what the user meant (memory is in bytes)
@@ -91,8 +92,7 @@ def _number(name: str, value: int) -> str:
     return f"{value / UNIT:g}"
 
 
-@dataclass(slots=True)
-class Allocation:
+class Allocation(Struct):
     """What one holder has been given. `shares`: of each index of GPU and its like, in units."""
 
     units: Units
