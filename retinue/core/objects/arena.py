@@ -21,7 +21,7 @@ from typing import Self
 from retinue.core.objects import libc
 from retinue.core.objects.allocator import Allocator
 from retinue.core.objects.layout import HUGE, PAGE, round_down, round_up
-from retinue.core.objects.views import Mapping, view_at
+from retinue.core.objects.views import Mapping, address_of, view_at
 
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 0x2, 0x4
 TOUCH_STEP_BYTES = 64 << 20  # one system call; signals and other mappers of this process wait for it
@@ -74,6 +74,15 @@ class Arena:
         """
         self._check(offset, size)
         return map_file_private(self.fd, offset, size, pin)
+
+    def private_of(self, view: memoryview) -> memoryview | None:
+        """A `private_view` of the same bytes as a view of this arena, which it keeps; None for other memory."""
+        if self._reader is None or not view.nbytes:
+            return None
+        offset = address_of(view) - self._reader.address
+        if not 0 <= offset <= self.size_bytes - view.nbytes:
+            return None
+        return self.private_view(offset, view.nbytes, pin=view)
 
     def forget(self, offset: int, size: int) -> None:
         """Take what was read through this process's mapping out of its memory count (PSS)."""

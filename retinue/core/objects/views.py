@@ -91,6 +91,16 @@ _release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
 _release_buffer.restype = None
 
 
+def address_of(buffer: Any) -> int:
+    """Where a contiguous buffer's bytes begin. Valid as long as the buffer is."""
+    found = _PyBuffer()
+    _get_buffer(buffer, ctypes.byref(found), 0)  # PyBUF_SIMPLE
+    try:
+        return int(found.buf)
+    finally:
+        _release_buffer(ctypes.byref(found))
+
+
 def copy_into(target: memoryview, source: Any) -> None:
     """Copy a contiguous buffer into `target` (flat bytes); raises ValueError if their sizes differ.
 

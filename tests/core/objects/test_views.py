@@ -149,6 +149,25 @@ def test_private_views_keep_the_pin(reader: Reader) -> None:
     assert list(reader.released) == [KEY]
 
 
+def test_private_view_of_a_view_keeps_its_pin(reader: Reader) -> None:
+    view = reader.view()
+    private = reader.arena.private_of(view[100:200])
+    assert private is not None
+    assert bytes(private) == bytes(range(100, 200))
+    del view
+    assert not reader.released
+    private[:] = bytes(100)
+    del private
+    assert list(reader.released) == [KEY]
+    assert bytes(reader.view())[100:200] == bytes(range(100, 200))
+
+
+def test_other_memory_has_no_private_view(reader: Reader) -> None:
+    assert reader.arena.private_of(memoryview(b"elsewhere")) is None
+    reader.view()
+    assert reader.arena.private_of(memoryview(b"elsewhere")) is None
+
+
 def test_pin_dropped_in_another_thread(reader: Reader) -> None:
     held = [reader.view()]
     thread = threading.Thread(target=held.clear)
