@@ -14,6 +14,7 @@ from retinue.core.transport.blocking import BlockingClient
 from retinue.core.wire.messages import Address, ClusterView, NodeInfo, WatchNodes
 
 LOG_TAIL_BYTES = 4096
+DYING_S = 1.0
 
 
 class NodeWatch:
@@ -36,9 +37,15 @@ class NodeWatch:
         """Raises TimeoutError, or RetinueSystemError if `agent` ends before it is so."""
         deadline = time.monotonic() + timeout_s
         while not (self._has_view and is_so(self.nodes)):
-            client = self._connected(deadline)
-            if agent is not None and agent.returncode is not None:
-                raise RetinueSystemError(f"the node agent ended with code {agent.returncode}")
+            _raise_if_ended(agent)
+            try:
+                client = self._connected(deadline)
+            except OSError:
+                # The listener may have gone with the agent that kept it: then that is what to say.
+                if agent is not None:
+                    agent.wait(DYING_S)
+                _raise_if_ended(agent)
+                raise
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"the nodes were not as expected within {timeout_s:g} s")
@@ -95,6 +102,11 @@ class NodeWatch:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _raise_if_ended(agent: Process | None) -> None:
+    if agent is not None and agent.returncode is not None:
+        raise RetinueSystemError(f"the node agent ended with code {agent.returncode}")
 
 
 def _is_alive(nodes: dict[bytes, NodeInfo], node_id: bytes) -> bool:
