@@ -76,7 +76,7 @@ class Arena:
         return map_file_private(self.fd, offset, size, pin)
 
     def private_of(self, view: memoryview) -> memoryview | None:
-        """A `private_view` of the same bytes as a view of this arena, which it keeps; None for other memory."""
+        """A `private_view` of the bytes of a view of this arena, which it keeps; None for other memory."""
         if self._reader is None or not view.nbytes:
             return None
         offset = address_of(view) - self._reader.address
