@@ -79,8 +79,9 @@ class Processes:
         self._by_token: dict[int, Process] = {}
         self._by_pid: dict[int, Process] = {}
         self._tokens = itertools.count(1)
-        self._deaths: OrderedDict[bytes, DeathInfo] = OrderedDict()
+        self._deaths: OrderedDict[bytes, tuple[str, DeathInfo]] = OrderedDict()
         self.is_closing = False
+        self.worker_starts = 0
         spawner.on_forked = self._forked
         spawner.on_failed = self._start_failed
         spawner.on_exit = self._exited
@@ -93,8 +94,12 @@ class Processes:
 
     def death_of(self, worker_id: bytes) -> DeathInfo:
         """How a process died; of one that nobody remembers only that it is gone."""
-        known = self._deaths.get(worker_id)
+        _, known = self._deaths.get(worker_id, ("", None))
         return known or DeathInfo(worker_id, node_id=self._config.node_id, reason="it is gone")
+
+    def deaths(self) -> list[tuple[str, DeathInfo]]:
+        """The processes that died, each with its kind, the latest first."""
+        return list(reversed(self._deaths.values()))
 
     # --- starting
 
@@ -102,6 +107,7 @@ class Processes:
         """Start one; `on_ready` or `on_dead` follows."""
         config = self._config
         token = next(self._tokens)
+        self.worker_starts += 1
         process = Process(worker_id, WORKER, env.job_id, token, env=env)
         process.started_at = asyncio.get_running_loop().time()
         self._by_id[worker_id] = process
@@ -237,7 +243,7 @@ class Processes:
         if self._by_id.get(process.worker_id) is process:
             del self._by_id[process.worker_id]
         death = self._death(process)
-        self._deaths[process.worker_id] = death
+        self._deaths[process.worker_id] = (process.kind, death)
         if len(self._deaths) > MAX_DEATHS:
             self._deaths.popitem(last=False)
         if process.kind == WORKER:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,21 +18,20 @@ from typing import Any
 import msgspec
 
 from retinue.core.config import AgentConfig
-from retinue.core.node import logs
+from retinue.core.node import log_files
 from retinue.core.node.actors import ActorRoom
 from retinue.core.node.leasing import Leasing
-from retinue.core.node.processes import Process, Processes
+from retinue.core.node.processes import WORKER, Process, Processes
 from retinue.core.node.spawner import Spawner
 from retinue.core.node.store import StoreRoom
 from retinue.core.transport.loop import LoopConnection
 from retinue.core.wire.failures import to_failure
-from retinue.core.wire.messages import Document, Failure, NodeCall, Query, TaskEvents
+from retinue.core.wire.messages import DeathInfo, Document, Failure, NodeCall, Query, TaskEvents
 
 logger = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S = 5.0
 MAX_EVENT_BYTES = 4 * 1024 * 1024
-MAX_LOG_BYTES = 128 * 1024
 DEFAULT_LIMIT = 10_000
 
 Arguments = dict[str, str]
@@ -44,21 +44,22 @@ class TaskEventRing:
         self.dropped = 0
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._batches: deque[tuple[bytes, int, bytes]] = deque()
+        self._batches: deque[tuple[bytes, int, bytes, bytes]] = deque()
 
-    def add(self, worker_id: bytes, pid: int, dropped: int, payload: bytes) -> None:
+    def add(self, worker_id: bytes, pid: int, dropped: int, payload: bytes, *, actor_id: bytes = b"") -> None:
+        """Keep a batch; `actor_id`: of the actor that the worker hosts."""
         self.dropped += dropped
-        self._batches.append((worker_id, pid, payload))
+        self._batches.append((worker_id, pid, actor_id, payload))
         self._bytes += len(payload)
         while self._bytes > self._max_bytes:
-            _, _, oldest = self._batches.popleft()
+            *_, oldest = self._batches.popleft()
             self._bytes -= len(oldest)
             self.dropped += len(msgspec.msgpack.decode(oldest, type=list[msgspec.Raw]))
 
-    def tasks(self, limit: int) -> list[dict[str, Any]]:
-        """The newest first."""
+    def tasks(self, limit: int, *, wall_offset_s: float = 0.0) -> list[dict[str, Any]]:
+        """The newest first. `wall_offset_s`: what makes wall-clock seconds of a monotonic reading."""
         found: list[dict[str, Any]] = []
-        for worker_id, pid, payload in reversed(self._batches):
+        for worker_id, pid, actor_id, payload in reversed(self._batches):
             for task_id, name, started, ended, error in reversed(msgspec.msgpack.decode(payload)):
                 if len(found) == limit:
                     return found
@@ -67,11 +68,12 @@ class TaskEventRing:
                         "task_id": task_id.hex(),
                         "name": name,
                         "state": "FAILED" if error else "FINISHED",
-                        "start_time": started,
-                        "end_time": ended,
+                        "start_time": started + wall_offset_s,
+                        "end_time": ended + wall_offset_s,
                         "error_message": error,
                         "worker_id": worker_id.hex(),
                         "pid": pid,
+                        "actor_id": actor_id.hex(),
                     }
                 )
         return found
@@ -116,7 +118,9 @@ class QueryRoom:
         task.add_done_callback(self._tasks.discard)
 
     def task_events(self, process: Process, message: TaskEvents, payload: bytes) -> None:
-        self.events.add(process.worker_id, process.pid, message.dropped, payload)
+        actor = self._actors.actor_of(process.worker_id)
+        actor_id = actor.spec.actor_id if actor is not None else b""
+        self.events.add(process.worker_id, process.pid, message.dropped, payload, actor_id=actor_id)
 
     def close(self) -> None:
         for task in self._tasks:
@@ -159,10 +163,16 @@ class QueryRoom:
                 **{name: getattr(counters, name) for name in counters.__slots__},
             },
             "task_events_dropped": self.events.dropped,
+            "actors": sum(actor.process is not None for actor in self._actors),
+            "workers": sum(process.kind == WORKER for process in self._processes),
+            "worker_starts": self._processes.worker_starts,
         }
 
     async def _workers(self, arguments: Arguments) -> Any:
-        return [self._describe(process) for process in self._processes]
+        """The living ones, then those that died, the latest first."""
+        living = [self._describe(process) for process in self._processes]
+        dead = [self._describe_death(kind, death) for kind, death in self._processes.deaths()]
+        return living + dead[: int(arguments.get("limit", DEFAULT_LIMIT))]
 
     def _describe(self, process: Process) -> dict[str, Any]:
         lease = self._leasing.table.lease_of(process.worker_id)
@@ -178,6 +188,23 @@ class QueryRoom:
             "name": process.label,
             "resources": {n: v / 10_000 for n, v in lease.allocation.units.items()} if lease else {},
             "is_blocked": bool(lease and lease.allocation.is_lent),
+            "is_alive": True,
+            "started_at": _wall_offset_s() + process.started_at,
+            "runtime_env": process.env.runtime_env if process.env is not None else "{}",
+        }
+
+    def _describe_death(self, kind: str, death: DeathInfo) -> dict[str, Any]:
+        return {
+            "worker_id": death.worker_id.hex(),
+            "node_id": self._config.node_id.hex(),
+            "worker_type": kind.upper(),
+            "state": "dead",
+            "pid": death.pid,
+            "is_alive": False,
+            "exit_code": death.exit_code,
+            "signal": death.signal,
+            "is_intended": death.intended,
+            "exit_detail": death.describe(),
         }
 
     async def _actor_list(self, arguments: Arguments) -> Any:
@@ -227,27 +254,28 @@ class QueryRoom:
         live = await self._ask_processes("tasks", arguments)
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
         return {
-            "live": [task for answer in live for task in answer["answer"]],
-            "finished": self.events.tasks(limit),
+            "live": [task for answer in live for task in answer["answer"] or ()],
+            "finished": self.events.tasks(limit, wall_offset_s=_wall_offset_s()),
             "dropped": self.events.dropped,
+            "silent": [answer["pid"] for answer in live if answer["answer"] is None],
         }
 
     async def _stack(self, arguments: Arguments) -> Any:
         return await self._ask_processes("stack", arguments)
 
     async def _ask_processes(self, what: str, arguments: Arguments) -> list[dict[str, Any]]:
-        """The answers of those processes that the arguments name (all by default) and that answer in time."""
+        """What the processes say that the arguments name (all by default); None for one that is silent."""
         chosen = [p for p in self._chosen(arguments) if p.connection is not None]
         answers = await asyncio.gather(*(self._ask(process, what, arguments) for process in chosen))
         return [
             {
                 "worker_id": process.worker_id.hex(),
                 "pid": process.pid,
+                "kind": process.kind,
                 "name": process.label,
                 "answer": answer,
             }
             for process, answer in zip(chosen, answers, strict=True)
-            if answer is not None
         ]
 
     async def _ask(self, process: Process, what: str, arguments: Arguments) -> Any:
@@ -284,45 +312,40 @@ class QueryRoom:
 
     # --- logs
 
-    def _log_dir(self) -> str:
-        return os.path.join(self._config.node_dir, "logs")
+    def _log_dirs(self) -> list[str]:
+        """The workers' output, then the node's own logs (and, beside the head, its)."""
+        return [os.path.join(self._config.node_dir, "logs"), os.path.join(self._config.session_dir, "logs")]
 
     async def _list_logs(self, arguments: Arguments) -> Any:
-        with os.scandir(self._log_dir()) as entries:
-            files = [{"file": e.name, "size": e.stat().st_size} for e in entries if e.is_file()]
-        return sorted(files, key=lambda file: str(file["file"]))
+        return log_files.list_files(self._log_dirs())
 
     async def _logs(self, arguments: Arguments) -> Any:
-        """Part of a file from `offset` (negative: from its end). To follow it, ask again from there."""
-        return self._read_log(arguments)
-
-    def _read_log(self, arguments: Arguments) -> dict[str, Any]:
+        """Part of a file from `offset` (negative: from its end). To follow it, ask again from behind that."""
         name = arguments.get("file") or self._log_of(arguments)
-        path = os.path.join(self._log_dir(), name)
-        if os.path.basename(path) != name or not os.path.exists(path):
-            raise FileNotFoundError(f"there is no log file {name!r} on this node")
-        size = os.stat(path).st_size
-        offset = int(arguments.get("offset", 0))
-        lines = int(arguments.get("tail", -1))
-        if offset < 0:
-            offset = max(0, size + offset)
-        if lines >= 0 and "offset" not in arguments:
-            offset = max(0, size - MAX_LOG_BYTES)
-        text, end = logs.read_part(path, offset, MAX_LOG_BYTES, tail_lines=lines)
-        return {"file": name, "text": text, "offset": end}
+        path = log_files.find_file(self._log_dirs(), name)
+        return log_files.read_part(path, int(arguments.get("offset", 0)))
 
     def _log_of(self, arguments: Arguments) -> str:
-        chosen = self._chosen(arguments) if arguments.keys() & {"worker_id", "actor_id", "pid"} else []
-        if chosen and chosen[0].kind == "worker":
-            out, err = self._processes.log_paths(chosen[0])
-            return os.path.basename(err if arguments.get("stream") == "err" else out)
-        worker = arguments.get("worker_id", "")[:12]
+        """The file of the worker that the arguments name, living or dead."""
+        if not arguments.keys() & {"worker_id", "actor_id", "pid"}:
+            raise ValueError("name a file, or a worker by worker_id, actor_id or pid")
         suffix = ".err" if arguments.get("stream") == "err" else ".out"
-        if worker:
-            for name in sorted(os.listdir(self._log_dir())):
-                if name.startswith(f"worker-{worker}") and name.endswith(suffix):
-                    return name  # of one that is dead
+        for process in self._chosen(arguments):
+            if process.kind == WORKER:
+                return os.path.basename(self._processes.log_paths(process)[suffix == ".err"])
+        begin = f"worker-{arguments['worker_id'][:12]}" if "worker_id" in arguments else "worker-"
+        end = f"-{arguments['pid']}{suffix}" if "pid" in arguments else suffix
+        if arguments.keys() & {"worker_id", "pid"}:
+            for file in log_files.list_files(self._log_dirs()):
+                name = str(file["file"])
+                if name.startswith(begin) and name.endswith(end):
+                    return name
         raise FileNotFoundError("no such worker on this node")
+
+
+def _wall_offset_s() -> float:
+    """What makes wall-clock seconds, for people, of this machine's monotonic readings."""
+    return time.time() - time.monotonic()
 
 
 def _client_name(client: object) -> str:
