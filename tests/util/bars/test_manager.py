@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,3 +221,31 @@ def test_a_task_knows_that_it_is_not_the_driver() -> None:
     assert not is_worker()
     assert retinue.get(retinue.remote(is_worker).remote())
     assert retinue.get(retinue.remote(Actor).remote().is_worker.remote())
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("cluster")
+def test_a_bar_in_a_task_is_drawn_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("retinue.core.driver")
+    drawn: list[BarState] = []
+    is_closed = threading.Event()
+
+    class Driver:
+        has_bars = False
+
+        def draw(self, state: BarState) -> None:
+            drawn.append(state)
+            if state.closed:
+                is_closed.set()
+
+    driver = Driver()
+    monkeypatch.setattr(manager, "_manager", driver)
+    monkeypatch.setattr(manager, "instance", lambda: driver)
+
+    def work() -> int:
+        return sum(tqdm_ray.tqdm(range(5), desc="items", flush_interval_s=0))
+
+    assert retinue.get(retinue.remote(work).remote(), timeout=60) == 10
+    assert is_closed.wait(60)
+    assert [state.x for state in drawn] == [1, 2, 3, 4, 5, 5]
+    assert {(state.desc, state.total) for state in drawn} == {("items", 5)}
