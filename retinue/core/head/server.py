@@ -25,6 +25,7 @@ from retinue.core.head.actors import (
     ALIVE,
     DEAD,
     FAILED,
+    PENDING,
     Actor,
     ActorTable,
     Decision,
@@ -33,6 +34,7 @@ from retinue.core.head.actors import (
     Start,
     Stop,
 )
+from retinue.core.head.events import ERROR, INFO, WARNING, EventLog
 from retinue.core.head.jobs import JobDecision, JobEnded, JobTable
 from retinue.core.head.kv import Changed, KeyValueTable
 from retinue.core.head.nodes import NodeDied, NodeTable
@@ -74,6 +76,7 @@ class HeadServer:
         self.actors = ActorTable(self.nodes, rng=rng or random.Random())
         self.jobs = JobTable(driver_grace_s=config.driver_grace_s, next_number=loaded.next_job)
         self.kv = KeyValueTable()
+        self.events = EventLog()
         self.stopped = asyncio.Event()
         self._errors: dict[bytes, bytes] = {}  # actor id -> what its constructor raised
         self._agents: dict[bytes, LoopConnection] = {}
@@ -209,6 +212,7 @@ class HeadServer:
         self.records.save_node(node_id)
         self._watch_agent_process(info)
         logger.info("node %s registered with %d actors", node_id.hex()[:12], len(message.actors))
+        self._happened(INFO, "NODE", f"node {node_id.hex()} registered", node_id=node_id.hex())
         connection.send(m.NodeAccepted(message.rid, self.epoch, self._config.cluster_id))
         self._carry_out(
             self.actors.node_registered(
@@ -268,6 +272,8 @@ class HeadServer:
 
     def _node_died(self, died: NodeDied) -> None:
         logger.warning("node %s is dead: %s", died.node_id.hex()[:12], died.reason)
+        node_id = died.node_id.hex()
+        self._happened(ERROR, "NODE", f"node {node_id} is dead: {died.reason}", node_id=node_id)
         self._forget_agent_process(died.node_id)
         connection = self._agents.pop(died.node_id, None)
         if connection is not None:
@@ -365,6 +371,8 @@ class HeadServer:
                 continue
             job = decision.job
             logger.info("job %s %s %s", job.job_id.hex(), job.status, job.message)
+            text = f"job {job.job_id.hex()} {job.status} {job.message}".rstrip()
+            self._happened(INFO, "JOB", text, job_id=job.job_id.hex())
             self.records.save_job(job)
             self._carry_out(self.actors.job_ended(job.job_id))
             for agent in self._agents.values():
@@ -490,6 +498,10 @@ class HeadServer:
         name = actor.spec.name or actor.actor_id.hex()[:12]
         if actor.state != ALIVE:
             logger.info("actor %s (%s) is %s: %s", name, actor.spec.class_name, actor.state, actor.cause)
+            if actor.state != PENDING:
+                text = f"actor {name} ({actor.spec.class_name}) is {actor.state}: {actor.cause}"
+                severity = INFO if actor.death is not None and actor.death.intended else WARNING
+                self._happened(severity, "ACTOR", text, actor_id=actor.actor_id.hex())
         update = m.ActorUpdate(actor.info())
         error = self._errors.get(actor.actor_id, b"") if actor.has_error else b""
         for connection in self._subscribers.get(actor.actor_id, ()):
@@ -537,6 +549,9 @@ class HeadServer:
 
     # people and tools
 
+    def _happened(self, severity: str, source: str, text: str, **fields: str) -> None:
+        self.events.add(severity, source, text, wall_time=time.time(), **fields)
+
     def _query(self, connection: LoopConnection, message: m.Query, payload: bytes) -> None:
         document: Any
         if message.what == "demand":
@@ -554,8 +569,11 @@ class HeadServer:
                 "jobs": sum(self.jobs.is_running(job.job_id) for job in self.jobs),
                 "values": self.kv.size(),
             }
+        elif message.what == "events":
+            document = self.events.document()
         else:
-            raise ValueError(f"the head knows 'demand' and 'summary', not {message.what!r}")
+            known = "'demand', 'events' and 'summary'"
+            raise ValueError(f"the head knows {known}, not {message.what!r}")
         self._reply(connection, m.Document(message.rid), msgspec.msgpack.encode(document))
 
     def _shutdown(self, connection: LoopConnection, message: m.Shutdown, payload: bytes) -> None:

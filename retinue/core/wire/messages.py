@@ -14,6 +14,7 @@ Kinds of connection, named in `Hello.kind`:
   node     node agent -> node agent: forwarded leases, object lookups
   pull     node agent -> node agent: the bulk connection of object transfers (not framed after Hello)
   door     library -> library over `retinue.core.doors`
+  tool     whoever looks at a node -> its agent: NodeCall
 """
 
 from __future__ import annotations
