@@ -56,7 +56,9 @@ class ActorCaller:
 
     # --- making and finding
 
-    def create(self, spec: ActorSpec, definition: bytes, prepared: Prepared, *, get_if_exists: bool = False) -> ActorInfo | None:
+    def create(
+        self, spec: ActorSpec, definition: bytes, prepared: Prepared, *, get_if_exists: bool = False
+    ) -> ActorInfo | None:
         """Ask the head for an actor. Anonymous ones are not waited for; a named one's info is returned.
 
         Its constructor's top-level references are waited for first. Raises ActorAlreadyExistsError for a
@@ -68,7 +70,8 @@ class ActorCaller:
         arrived = threading.Event()
         if prepared.slots:
             runtime.tasks.await_dependencies(
-                waiting, lambda _: arrived.set() if spec.name else self._send_creation(spec, definition, prepared)
+                waiting,
+                lambda _: arrived.set() if spec.name else self._send_creation(spec, definition, prepared),
             )
         if not spec.name:
             if not waiting.unready:
@@ -102,7 +105,9 @@ class ActorCaller:
             self._dead(actor_id, error.blob)
             return
         self._creations[actor_id] = (message, payload)
-        self._runtime.head.request(message, lambda response, body: self._created(actor_id, response, body), payload)
+        self._runtime.head.request(
+            message, lambda response, body: self._created(actor_id, response, body), payload
+        )
 
     def _created(self, actor_id: bytes, response: Any, body: bytes) -> None:
         if type(response) is ActorAnswer:
@@ -149,9 +154,11 @@ class ActorCaller:
             if queue.state != DEAD:
                 connection.request(
                     FindActor(0, actor_id),
-                    lambda r, b, a=actor_id: None  # type: ignore[misc]
-                    if type(r) is Failure and r.kind == "ConnectionError"
-                    else self._found(a, r, b),
+                    lambda r, b, a=actor_id: (
+                        None  # type: ignore[misc]
+                        if type(r) is Failure and r.kind == "ConnectionError"
+                        else self._found(a, r, b)
+                    ),
                 )
 
     # --- the head's word
@@ -193,7 +200,9 @@ class ActorCaller:
             return queue.error_blob
         who = f"actor {queue.class_name or queue.actor_id.hex()}"
         if queue.state == DEAD:
-            error: Exception = ActorDiedError(f"{who} is dead: {queue.describe_death()}", queue.actor_id.hex())
+            error: Exception = ActorDiedError(
+                f"{who} is dead: {queue.describe_death()}", queue.actor_id.hex()
+            )
         else:
             error = ActorUnavailableError(
                 f"{who} is restarting: {queue.describe_death()}", queue.actor_id.hex()
@@ -261,7 +270,7 @@ class ActorCaller:
     def check_room(self, queue: ActorQueue) -> None:
         if queue.is_full():
             raise PendingCallsLimitExceeded(
-                f"{queue.max_pending_calls} calls of actor {queue.class_name} are pending: its max_pending_calls"
+                f"{queue.max_pending_calls} calls of actor {queue.class_name} are pending (max_pending_calls)"
             )
 
     def drain(self, queue: ActorQueue) -> None:
@@ -280,7 +289,9 @@ class ActorCaller:
             except DependencyFailed as error:
                 queue.in_flight.pop(task.task_id, None)
                 blob = error.blob
-                self._runtime.io.post(lambda task=task, blob=blob: self._runtime.tasks._finish_with_blob(task, blob))  # type: ignore[misc]
+                self._runtime.io.post(
+                    lambda task=task, blob=blob: self._runtime.tasks._finish_with_blob(task, blob)
+                )  # type: ignore[misc]
                 continue
             frames.append(call_frame(task, dependencies, queue.incarnation))
         if frames:

@@ -100,7 +100,11 @@ class HeadClient:
 
     def _ensure_open(self) -> None:
         with self._lock:
-            if self._is_opening or self._is_closed or (self.connection is not None and not self.connection.is_closed):
+            if (
+                self._is_opening
+                or self._is_closed
+                or (self.connection is not None and not self.connection.is_closed)
+            ):
                 return
             self._is_opening = True
         self._open()

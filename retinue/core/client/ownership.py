@@ -153,9 +153,12 @@ class OwnershipService:
     # --- handing references on
 
     def hand_over(
-        self, found: Sequence[tuple[bytes, Address | None]], receiver: Address, then: Callable[[list[RefCount]], None]
+        self,
+        found: Sequence[tuple[bytes, Address | None]],
+        receiver: Address,
+        then: Callable[[list[RefCount]], None],
     ) -> None:
-        """Have `receiver` counted for references that a result takes to it; `then` gets what to name in it."""
+        """Have `receiver` counted for references that a result takes along; `then` gets what to name in it."""
         own = [object_id for object_id, owner in found if owner is None]
         foreign: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
         for object_id, owner in found:
@@ -408,7 +411,9 @@ class OwnershipService:
 
         function = self.queries.get(message.what)
         if function is None:
-            connection.send(Failure(message.rid, "ValueError", f"this process knows nothing of {message.what!r}"))
+            connection.send(
+                Failure(message.rid, "ValueError", f"this process knows nothing of {message.what!r}")
+            )
             return
         connection.send(Document(message.rid), msgspec.msgpack.encode(function(message.arguments)))
 

@@ -64,7 +64,9 @@ class Peers:
                 self._serve(sock, b"")
             else:
                 # The proof takes a round trip: never on the I/O thread.
-                threading.Thread(target=self._prove, args=(sock,), name="retinue-handshake", daemon=True).start()
+                threading.Thread(
+                    target=self._prove, args=(sock,), name="retinue-handshake", daemon=True
+                ).start()
 
     def _prove(self, sock: socket.socket) -> None:
         handshake = ServerHandshake(self._runtime.token)
@@ -128,7 +130,12 @@ class Peers:
 
     def _open(self, address: Address) -> None:
         open_connection(
-            self._runtime, address, "peer", self._on_message, self._outgoing_lost, lambda c: self._opened(address, c)
+            self._runtime,
+            address,
+            "peer",
+            self._on_message,
+            self._outgoing_lost,
+            lambda c: self._opened(address, c),
         )
 
     def _opened(self, address: Address, connection: Connection | None) -> None:
@@ -151,6 +158,7 @@ class Peers:
         self, address: Address, message: Any, on_response: Callable[[Any, bytes], None], payload: bytes = b""
     ) -> None:
         """Ask; a process that is gone answers with a Failure of kind ConnectionError."""
+
         def go(connection: Connection | None) -> None:
             if connection is None:
                 on_response(Failure(0, "ConnectionError", "the process is gone"), b"")

@@ -74,7 +74,9 @@ class Runtime:
     reads a call's connection.
     """
 
-    def __init__(self, *, address: Address, node_id: bytes, job_id: bytes, token: bytes, head: Address) -> None:
+    def __init__(
+        self, *, address: Address, node_id: bytes, job_id: bytes, token: bytes, head: Address
+    ) -> None:
         self.address = address
         self.node_id = node_id
         self.job_id = job_id
@@ -230,7 +232,9 @@ class Runtime:
         with self.lock:
             entry = self.table.add_ref(object_id, owner)
             if entry.state == LOST and entry.blob is None:
-                entry.blob = serialize_error(ObjectLostError(object_id.hex(), message="its owner let go of it"))
+                entry.blob = serialize_error(
+                    ObjectLostError(object_id.hex(), message="its owner let go of it")
+                )
             if owner is not None and not entry.counted:
                 self.ownership.borrowed(object_id)
         return ObjectRef(object_id, owner)
@@ -300,7 +304,9 @@ class Runtime:
         return values
 
     def _missing(self, ref: ObjectRef[Any]) -> Entry:
-        raise ObjectLostError(ref.hex(), message="this process does not know it: was it made before shutdown()?")
+        raise ObjectLostError(
+            ref.hex(), message="this process does not know it: was it made before shutdown()?"
+        )
 
     def _value_of(self, object_id: bytes, entry: Entry, deadline: float | None) -> Any:
         while True:
@@ -346,7 +352,9 @@ class Runtime:
             if deadline is not None:
                 limit = deadline - time.monotonic()
                 if limit <= 0:
-                    raise GetTimeoutError(f"object {object_id.hex()} was not there in time ({total} asked for)")
+                    raise GetTimeoutError(
+                        f"object {object_id.hex()} was not there in time ({total} asked for)"
+                    )
                 limit = min(limit, threads.RECHECK_S)
             if hook is not None and not announced:
                 if time.monotonic() - started < SHORT_WAIT_S:
@@ -396,7 +404,9 @@ class Runtime:
             return
         if asyncio._get_running_loop() is not None:
             self.warned_blocking = True
-            logger.warning("a blocking get() or wait() on an event loop's thread stops that loop; await instead")
+            logger.warning(
+                "a blocking get() or wait() on an event loop's thread stops that loop; await instead"
+            )
 
     def wait(
         self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout_s: float | None, fetch_local: bool
@@ -437,7 +447,9 @@ class Runtime:
                 if waitable._task.conn is not None:
                     self.watch_for_a_while(waitable._task.conn)
         self.io.wake_if_sleeping()
-        countdown.lock.acquire(timeout=threads.RECHECK_S if timeout_s is None else min(timeout_s, threads.RECHECK_S))
+        countdown.lock.acquire(
+            timeout=threads.RECHECK_S if timeout_s is None else min(timeout_s, threads.RECHECK_S)
+        )
 
     def _wait_for_some(self, pending: list[tuple[bytes, Entry]], count: int, timeout_s: float | None) -> None:
         self._check_not_on_loop()
@@ -603,9 +615,8 @@ class Runtime:
         connection = task.conn if task is not None else None
         if connection is None:
             self.watch_new_connections()
-        elif connection.loop is not loop and not connection.is_closed:
-            connection.loop = loop
-            loop.add_reader(connection.fd, connection.try_receive)
+        else:
+            connection.read_on(loop)
         self.when_ready(ref._id, ready)
         return future
 

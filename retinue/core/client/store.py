@@ -41,7 +41,7 @@ ATTACH_TIMEOUT_S = 10.0
 
 
 class StoreClient:
-    """Reads and writes the node's arena. `attach` says where the descriptor is to be had; it is fetched on first use."""
+    """Reads and writes the node's arena, whose descriptor is fetched on first use from where `attach` says."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -89,9 +89,7 @@ class StoreClient:
             with self._lock:
                 offset = self._cursor.take(size)
                 if offset is not None:
-                    start, view = next(
-                        (o, v) for o, (n, v) in self._slabs.items() if o <= offset < o + n
-                    )
+                    start, view = next((o, v) for o, (n, v) in self._slabs.items() if o <= offset < o + n)
                     break
                 wanted = self._cursor.slab_size(size)
             granted, _ = self._agent().call(SlabRequest(0, wanted, size))
@@ -235,7 +233,12 @@ def _address_of(view: memoryview) -> int:
 
 def _copy_parts(target: memoryview, serialized: Serialized) -> None:
     for offset, part in serialized.parts():
-        copy_into(target[offset : offset + len(part)] if isinstance(part, bytes) else target[offset : offset + part.nbytes], part)
+        copy_into(
+            target[offset : offset + len(part)]
+            if isinstance(part, bytes)
+            else target[offset : offset + part.nbytes],
+            part,
+        )
 
 
 __all__ = ["ObjectStoreFullError", "StoreClient", "map_file_private"]

@@ -41,7 +41,9 @@ class StreamState:
         self.next_index = 0  # items of a repeated attempt below this are known already
         self.waiters: list[Callable[[], None]] = []
 
-    def item(self, runtime: Runtime, task: TaskRecord, message: StreamItem, payload: bytes) -> list[Callable[[], None]]:
+    def item(
+        self, runtime: Runtime, task: TaskRecord, message: StreamItem, payload: bytes
+    ) -> list[Callable[[], None]]:
         if message.index < self.next_index:
             return []
         self.next_index = message.index + 1
@@ -50,7 +52,9 @@ class StreamState:
         runtime.table.own(object_id, None)
         contained = runtime.ownership.take_contained(info.contained)
         if info.node_id:
-            runtime.table.resolve(object_id, STORED, size=info.size, nodes=(info.node_id,), contained=contained)
+            runtime.table.resolve(
+                object_id, STORED, size=info.size, nodes=(info.node_id,), contained=contained
+            )
         else:
             state = ERROR if info.is_error else INLINE
             runtime.table.resolve(object_id, state, blob=payload, contained=contained)
@@ -146,7 +150,11 @@ class ObjectRefGenerator(Generic[T]):
         connection = self._task.conn
         if connection is not None and connection.read_lock.acquire(blocking=False):
             try:
-                if not self._state.items and not self._state.is_finished and connection.wait_readable(limit_s):
+                if (
+                    not self._state.items
+                    and not self._state.is_finished
+                    and connection.wait_readable(limit_s)
+                ):
                     connection.receive(wait=False)
             finally:
                 connection.read_lock.release()
@@ -270,5 +278,3 @@ class ObjectRefGenerator(Generic[T]):
 
     def __reduce__(self) -> Any:
         raise TypeError("an ObjectRefGenerator stays in the process that called the task; pass its items on")
-
-

@@ -487,10 +487,14 @@ class TaskSubmitter:
                 cancelled = [t for t in handed if t.is_cancelled]
                 lease.pool.resubmit([t for t in handed if not t.is_cancelled])
             for task in cancelled:
-                self._finish_with_blob(task, serialize_error(runtime.cancelled_error(task.task_id, task_name(task))))
+                self._finish_with_blob(
+                    task, serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
+                )
             self._send_demand(lease.pool)
         elif kind is StreamItem:
-            runtime.ownership.stream_item(lease.worker.tasks.get(message.task_id), message, payload, connection)
+            runtime.ownership.stream_item(
+                lease.worker.tasks.get(message.task_id), message, payload, connection
+            )
         elif kind is WorkerExit:
             with runtime.lock:
                 lease.pool.recalled(lease.worker.lease_id)
@@ -702,7 +706,7 @@ class Lease:
         return bool(self.worker.tasks)
 
 
-class DependencyFailed(Exception):  # noqa: N818 - control flow, never seen by users
+class DependencyFailed(Exception):
     """An argument's object is an error; `blob` is that error."""
 
     def __init__(self, blob: bytes) -> None:

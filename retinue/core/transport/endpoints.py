@@ -41,7 +41,9 @@ def listen_tcp(host: str, port: int = 0) -> socket.socket:
     return listener
 
 
-def connect(address: Address, node_id: bytes, token: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S) -> tuple[socket.socket, bytes]:
+def connect(
+    address: Address, node_id: bytes, token: bytes, *, timeout_s: float = CONNECT_TIMEOUT_S
+) -> tuple[socket.socket, bytes]:
     """A blocking socket connected (and, over TCP, proven) to `address`, and bytes that came after the proof.
 
     `node_id` is this process's node: processes of one node meet over Unix sockets. Raises OSError
@@ -84,7 +86,7 @@ def prove(sock: socket.socket, token: bytes) -> bytes:
     return handshake.rest
 
 
-class _reachable:  # noqa: N801 - used as a function
+class _reachable:
     """`path`, or a way to say it in few bytes (`/proc/self/fd/N/name`) if it is too long for a socket."""
 
     def __init__(self, path: str) -> None:

@@ -39,7 +39,9 @@ class LoopConnection(asyncio.Protocol):
     in `on_message` closes this connection and is logged: it never ends the loop.
     """
 
-    def __init__(self, on_message: OnMessage, on_close: OnClose | None = None, *, token: bytes | None = None) -> None:
+    def __init__(
+        self, on_message: OnMessage, on_close: OnClose | None = None, *, token: bytes | None = None
+    ) -> None:
         self.on_message = on_message
         self.on_close = on_close
         self.hello: Hello | None = None
@@ -84,7 +86,9 @@ class LoopConnection(asyncio.Protocol):
             logger.warning("closing a connection from %s: %s", self.peer_name(), error)
             self.close()
         except Exception:
-            logger.exception("closing the connection from %s: its message could not be handled", self.peer_name())
+            logger.exception(
+                "closing the connection from %s: its message could not be handled", self.peer_name()
+            )
             self.close()
 
     def _prove(self, data: bytes) -> bytes:
@@ -165,7 +169,13 @@ class LoopConnection(asyncio.Protocol):
         return "an unknown peer"
 
 
-async def serve(listener: socket.socket, on_message: OnMessage, on_close: OnClose | None = None, *, token: bytes | None = None) -> asyncio.Server:
+async def serve(
+    listener: socket.socket,
+    on_message: OnMessage,
+    on_close: OnClose | None = None,
+    *,
+    token: bytes | None = None,
+) -> asyncio.Server:
     """Serve frames on a listening socket (Unix: `token` None; TCP: the token that peers must prove)."""
     loop = asyncio.get_running_loop()
 
@@ -194,7 +204,9 @@ async def connect(
         # A Unix connect answers at once (or fails); only TCP with its handshake needs a thread.
         sock, rest = endpoints.connect(address, hello.sender.node_id, token, timeout_s=timeout_s)
     else:
-        sock, rest = await asyncio.to_thread(endpoints.connect, address, hello.sender.node_id, token, timeout_s=timeout_s)
+        sock, rest = await asyncio.to_thread(
+            endpoints.connect, address, hello.sender.node_id, token, timeout_s=timeout_s
+        )
     return await adopt(sock, hello, on_message, on_close, rest=rest, loop=loop)
 
 

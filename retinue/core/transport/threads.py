@@ -212,6 +212,16 @@ class Connection:
             finally:
                 self.read_lock.release()
 
+    def read_on(self, loop: Any) -> None:
+        """Have an event loop read it, from that loop's thread; a connection has one loop at a time."""
+        with self.send_lock:  # against its end, which another thread may be about to tell
+            if self.is_closed or self.loop is loop:
+                return
+            if self.loop is not None and not self.loop.is_closed():
+                return  # another thread's loop reads it already
+            self.loop = loop
+            loop.add_reader(self.fd, self.try_receive)
+
     # --- requests, answered on the I/O thread
 
     def request(self, message: Any, on_response: OnResponse, payload: bytes = b"") -> None:
@@ -225,7 +235,9 @@ class Connection:
         if self.is_closed and self._waiting.pop(rid, None) is not None:
             on_response(Failure(rid, "ConnectionError", "the connection is closed"), b"")
 
-    def call(self, message: Any, payload: bytes = b"", *, timeout_s: float | None = None) -> tuple[Any, bytes]:
+    def call(
+        self, message: Any, payload: bytes = b"", *, timeout_s: float | None = None
+    ) -> tuple[Any, bytes]:
         """Send a request and wait for (response, payload), on any thread but the I/O thread.
 
         Raises the error that a Failure names, ConnectionError, or TimeoutError.
@@ -257,13 +269,19 @@ class Connection:
                 return
             self.is_closed = True
         self.io.forget(self)
-        if self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.loop.remove_reader, self.fd)
-        self.sock.close()
+        if self.loop is None or self.loop.is_closed():
+            self.sock.close()
+        else:
+            # libuv aborts the process when a descriptor that it watches is closed.
+            self.loop.call_soon_threadsafe(self._leave_loop)
         waiting, self._waiting = self._waiting, {}
         for rid, callback in waiting.items():
             callback(Failure(rid, "ConnectionError", "the connection was lost"), b"")
         self.on_close(self)
+
+    def _leave_loop(self) -> None:
+        self.loop.remove_reader(self.fd)
+        self.sock.close()
 
     def close(self) -> None:
         """End it from this side: what was accepted by the kernel is still delivered."""

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_GROUP = "_default"
 
 
-def make_instance(runner: CallRunner, facts: context.WorkerFacts, message: BecomeActor, payload: bytes) -> bool:
+def make_instance(
+    runner: CallRunner, facts: context.WorkerFacts, message: BecomeActor, payload: bytes
+) -> bool:
     """Run the constructor and tell the agent. Returns whether there is an actor now."""
     runtime = runner.runtime
     spec = message.spec
@@ -82,7 +84,10 @@ _SPECIAL = {
     for prefix in ("ray", "retinue")
     for name, make in (
         (f"__{prefix}_ready__", lambda actor: lambda: True),
-        (f"__{prefix}_call__", lambda actor: lambda function, *args, **kwargs: function(actor, *args, **kwargs)),
+        (
+            f"__{prefix}_call__",
+            lambda actor: lambda function, *args, **kwargs: function(actor, *args, **kwargs),
+        ),
         (f"__{prefix}_terminate__", lambda actor: _terminate),
     )
 }
@@ -169,5 +174,3 @@ class ThreadedActorExecutor(SyncActorExecutor):
         for pool in self._pools.values():
             pool.shutdown(wait=reason != EXIT, cancel_futures=reason == EXIT)
         return reason
-
-

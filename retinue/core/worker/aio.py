@@ -89,11 +89,8 @@ class AsyncActorExecutor:
             self._loop.call_soon_threadsafe(self._read, connection)
 
     def _read(self, connection: Connection) -> None:
-        if connection.is_closed:
-            return
         assert self._loop is not None
-        connection.loop = self._loop
-        self._loop.add_reader(connection.fd, connection.try_receive)
+        connection.read_on(self._loop)
         connection.try_receive()
 
     def _closed(self, connection: Connection) -> None:
@@ -248,13 +245,17 @@ class AsyncActorExecutor:
         try:
             if hasattr(value, "__aiter__"):
                 async for item in value:
-                    self.runner.stream_item(connection, call, index, item, lambda f: self._send(connection, f))
+                    self.runner.stream_item(
+                        connection, call, index, item, lambda f: self._send(connection, f)
+                    )
                     index += 1
                     if limit > 0:
                         await self._await_credit(call.task_id, index, limit)
             elif hasattr(value, "__next__"):
                 for item in value:
-                    self.runner.stream_item(connection, call, index, item, lambda f: self._send(connection, f))
+                    self.runner.stream_item(
+                        connection, call, index, item, lambda f: self._send(connection, f)
+                    )
                     index += 1
                     if limit > 0:
                         await self._await_credit(call.task_id, index, limit)

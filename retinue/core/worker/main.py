@@ -58,7 +58,11 @@ class Worker:
             listeners.append(tcp)
         self.address = Address(start.worker_id, start.node_id, start.socket_path, host, port)
         self.runtime = Runtime(
-            address=self.address, node_id=start.node_id, job_id=start.env.job_id, token=start.token, head=_NO_HEAD
+            address=self.address,
+            node_id=start.node_id,
+            job_id=start.env.job_id,
+            token=start.token,
+            head=_NO_HEAD,
         )
         self.runtime.worker_env = start.env
         self.facts = context.WorkerFacts(start.env)
@@ -71,7 +75,11 @@ class Worker:
         for sock in listeners:
             self.runtime.peers.listen(sock)
         self.runtime.ownership.queries.update(
-            {"tasks": self._describe_tasks, "stack": lambda _: dump_stacks(), "objects": lambda _: describe_objects(self.runtime)}
+            {
+                "tasks": self._describe_tasks,
+                "stack": lambda _: dump_stacks(),
+                "objects": lambda _: describe_objects(self.runtime),
+            }
         )
 
     def _use(self, executor: Any) -> None:
@@ -166,7 +174,9 @@ def describe_tasks(runtime: Runtime, running: context.RunningCall | None = None)
             {
                 "task_id": task.task_id.hex(),
                 "name": name or (task.function.name if task.function is not None else task.method),
-                "state": "SUBMITTED_TO_WORKER" if task.conn is not None else ("PENDING_ARGS_AVAIL" if task.unready else "PENDING_NODE_ASSIGNMENT"),
+                "state": "SUBMITTED_TO_WORKER"
+                if task.conn is not None
+                else ("PENDING_ARGS_AVAIL" if task.unready else "PENDING_NODE_ASSIGNMENT"),
                 "attempt_number": task.attempt,
                 "parent_task_id": task.parent.hex(),
                 "type": "NORMAL_TASK" if task.function is not None else "ACTOR_TASK",

@@ -104,9 +104,13 @@ class CallRunner:
         if stored is None and not payload:
             return (), {}, []
         if stored is None:
-            blob: bytes | memoryview = payload if len(payload) == call.args_size else payload[: call.args_size]
+            blob: bytes | memoryview = (
+                payload if len(payload) == call.args_size else payload[: call.args_size]
+            )
         else:
-            blob = self.runtime.store.read_stored(stored.object_id, stored.size, stored.owner, [stored.node_id], None)
+            blob = self.runtime.store.read_stored(
+                stored.object_id, stored.size, stored.owner, [stored.node_id], None
+            )
         (args, kwargs), new = self.runtime.ownership.load_in_scope(blob)
         if len(payload) > call.args_size:
             values = [self._dependency(d, new) for d in _decode_dependencies(payload[call.args_size :])]
@@ -120,7 +124,9 @@ class CallRunner:
         else:
             stored = dependency.stored
             assert stored is not None
-            blob = self.runtime.store.read_stored(stored.object_id, stored.size, stored.owner, [stored.node_id], None)
+            blob = self.runtime.store.read_stored(
+                stored.object_id, stored.size, stored.owner, [stored.node_id], None
+            )
         value, found = self.runtime.ownership.load_in_scope(blob)
         new.extend(found)
         if is_error_blob(blob):
@@ -129,7 +135,9 @@ class CallRunner:
 
     # --- replies
 
-    def reply(self, connection: Connection, call: Call, value: Any, exec_us: int, send: Callable[[bytes], None]) -> None:
+    def reply(
+        self, connection: Connection, call: Call, value: Any, exec_us: int, send: Callable[[bytes], None]
+    ) -> None:
         """Send a call's result; large parts go to the store, references are handed over first.
 
         `send` gets the frame, at once or, where a reference's owner has to be asked, later on the I/O
@@ -154,12 +162,15 @@ class CallRunner:
         self._send_returns(connection, call, parts, exec_us, send)
 
     def _send_returns(
-        self, connection: Connection, call: Call, parts: list[Serialized], exec_us: int, send: Callable[[bytes], None]
+        self,
+        connection: Connection,
+        call: Call,
+        parts: list[Serialized],
+        exec_us: int,
+        send: Callable[[bytes], None],
     ) -> None:
         infos: list[ReturnInfo | None] = [None] * len(parts)
-        payload = b"".join(
-            [b"" if p.size > INLINE_LIMIT_BYTES else p.to_bytes() for p in parts]
-        )
+        payload = b"".join([b"" if p.size > INLINE_LIMIT_BYTES else p.to_bytes() for p in parts])
         left = [len(parts)]
 
         def returned(index: int) -> Callable[[ReturnInfo], None]:
@@ -167,7 +178,9 @@ class CallRunner:
                 infos[index] = info
                 left[0] -= 1
                 if left[0] == 0:
-                    send(encode(Reply(call.task_id, 0, exec_us, [i for i in infos if i is not None]), payload))
+                    send(
+                        encode(Reply(call.task_id, 0, exec_us, [i for i in infos if i is not None]), payload)
+                    )
 
             return keep
 
@@ -199,7 +212,9 @@ class CallRunner:
 
         self.runtime.ownership.hand_over(part.found, connection.hello.sender, handed)
 
-    def stream_item(self, connection: Connection, call: Call, index: int, value: Any, send: Callable[[bytes], None]) -> None:
+    def stream_item(
+        self, connection: Connection, call: Call, index: int, value: Any, send: Callable[[bytes], None]
+    ) -> None:
         """Send one item of a streaming generator."""
         part = serialize(value)
         object_id = return_id(call.task_id, index + 1)
@@ -223,10 +238,16 @@ class CallRunner:
         text = format_remote_traceback(error, skip_frames=1)
         if isinstance(error, RetinueTaskError):
             cause: BaseException | None = error.cause
-            text = error.traceback_str + "\nwhich was raised again by:\n" + text if error.traceback_str else text
+            text = (
+                error.traceback_str + "\nwhich was raised again by:\n" + text if error.traceback_str else text
+            )
         else:
             cause = error
-        actor = repr(context.facts.actor) if context.facts is not None and context.facts.actor is not None else None
+        actor = (
+            repr(context.facts.actor)
+            if context.facts is not None and context.facts.actor is not None
+            else None
+        )
         _forget_frames(cause)
         wrapped = RetinueTaskError(
             name, text, cause, os.getpid(), context.facts.node_ip if context.facts else "", actor, repr(cause)
@@ -299,4 +320,4 @@ def _forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["ActorExit", "CallRunner", "is_generator", "references", "deserialize"]
+__all__ = ["ActorExit", "CallRunner", "deserialize", "is_generator", "references"]

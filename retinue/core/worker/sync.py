@@ -295,7 +295,9 @@ class SyncExecutor(WaitHook):
 
     def _answer(self, connection: Connection, call: Call, value: Any, exec_us: int, new: list[bytes]) -> None:
         if not new:
-            self.runner.reply(connection, call, value, exec_us, lambda frame: self._send_now(connection, frame))
+            self.runner.reply(
+                connection, call, value, exec_us, lambda frame: self._send_now(connection, frame)
+            )
         else:
             self.runner.reply(
                 connection,
@@ -344,13 +346,17 @@ class SyncExecutor(WaitHook):
     def _stream(self, connection: Connection, call: Call, value: Any) -> None:
         """Send a generator's items as they come, pausing while the consumer is behind."""
         if not is_generator(value):
-            raise TypeError(f"num_returns='streaming' needs a generator, the task returned {type(value).__name__}")
+            raise TypeError(
+                f"num_returns='streaming' needs a generator, the task returned {type(value).__name__}"
+            )
         assert call.options is not None
         limit = call.options.stream_backpressure
         index = 0
         try:
             for item in value:
-                self.runner.stream_item(connection, call, index, item, lambda f: self._send_now(connection, f))
+                self.runner.stream_item(
+                    connection, call, index, item, lambda f: self._send_now(connection, f)
+                )
                 del item
                 index += 1
                 self.flush()
