@@ -151,11 +151,13 @@ class LocalCluster:
         agents, self.agents = self.agents, []
         for agent in agents:
             agent.terminate()
-        for agent in agents:
-            end(agent)
         if self.head is not None:
+            # Its sockets go before the agents are waited for: in their backlog an agent that looks for
+            # the next head would wait for an answer.
             end(self.head.process)
             self.head.close()
+        for agent in agents:
+            end(agent)
         self.session.close()
 
 
