@@ -30,6 +30,7 @@ from retinue.core.node.queries import QueryRoom
 from retinue.core.node.spawner import Spawner
 from retinue.core.node.store import StoreRoom
 from retinue.core.node.zygote import WORKER_MODULE
+from retinue.core.node.zygote_start import ZygoteProcess
 from retinue.core.scheduling.leases import LeaseTable
 from retinue.core.scheduling.policies import NodeView
 from retinue.core.scheduling.resources import CPU, MEMORY, UNIT, NodeResources, to_floats
@@ -55,6 +56,7 @@ class Agent:
         config: AgentConfig,
         *,
         lifeline_fd: int,
+        first_zygote: ZygoteProcess | None = None,
         rng: random.Random | None = None,
         gpus: GpuSource | None = None,
     ) -> None:
@@ -71,7 +73,9 @@ class Agent:
             keep_idle=cpus, max_starting=max(8, 4 * cpu_count()), new_worker_id=lambda: os.urandom(16)
         )
         self.spawner = Spawner(
-            lifeline_fd=lifeline_fd, worker_module=knobs.get("worker_module", WORKER_MODULE)
+            lifeline_fd=lifeline_fd,
+            worker_module=knobs.get("worker_module", WORKER_MODULE),
+            first=first_zygote,
         )
         self.processes = Processes(config, self.spawner, lifeline_fd=lifeline_fd)
         self.leasing = Leasing(table, pool, self.processes)

@@ -155,8 +155,8 @@ class Leasing:
     def _carry_out_one(self, decision: leases.Decision) -> None:
         now = self._loop.time()
         match decision:
-            case leases.NeedWorker(lease_id, env):
-                self._carry_out_pool(self.pool.need(lease_id, env, now=now))
+            case leases.NeedWorker(lease_id, env, is_for_good):
+                self._carry_out_pool(self.pool.need(lease_id, env, now=now, is_for_good=is_for_good))
             case leases.DropNeed(lease_id):
                 self.pool.drop(lease_id)
             case leases.Grant():

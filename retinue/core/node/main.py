@@ -1,23 +1,19 @@
-"""The agent's process: takes its config from the lifeline, serves until told to end or its parent is gone."""
+"""The agent's process: its first steps, in the order that makes it quick.
+
+First the zygote is started, then the agent is imported, which takes as long as the zygote does to import
+what workers need: `init()` waits for both. Lives here: that order. Everything else is in `serve`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
-import logging
 import os
 import signal
-import socket
-
-import uvloop
 
 from retinue.core.config import AgentConfig, read_config
-from retinue.core.launch import HeadProcess, supervise_head
-from retinue.core.lifeline import Lifeline
-from retinue.core.node.agent import Agent
-from retinue.core.session import leave
-
-logger = logging.getLogger(__name__)
+from retinue.core.node.zygote import WORKER_MODULE
+from retinue.core.node.zygote_start import start_zygote
+from retinue.core.wire.messages import WorkerEnv
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -26,68 +22,16 @@ def main(lifeline_fd: int) -> None:
     """Run a node agent. `lifeline_fd`: the pipe with an AgentConfig in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = read_config(lifeline_fd, AgentConfig)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    loop = uvloop.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_until_complete(_serve(config, lifeline_fd))
-    finally:
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-        _remove_folder(config.node_dir)
-        if config.lock_fd >= 0:
-            leave(config.session_dir, config.lock_fd)
-
-
-async def _serve(config: AgentConfig, lifeline_fd: int) -> None:
-    loop = asyncio.get_running_loop()
     # The workers' own lifeline: its writing end is open in this process alone.
     workers_r, workers_w = os.pipe2(os.O_CLOEXEC)
-    agent = Agent(config, lifeline_fd=workers_r)
-    loop.add_signal_handler(signal.SIGTERM, agent.stopped.set)
-    lifeline = Lifeline(lifeline_fd, agent.stopped.set)
-    if config.has_parent:
-        lifeline.watch(loop)
-    head, supervisor = _head(config, loop)
-    fds = [config.unix_fd] + ([config.tcp_fd] if config.tcp_fd >= 0 else [])
+    module = config.system_config.get("worker_module", WORKER_MODULE)
+    first = start_zygote(WorkerEnv(b""), lifeline_fd=workers_r, worker_module=module)
+
+    from retinue.core.node.serve import run  # only now: see above
+
     try:
-        await agent.start([socket.socket(fileno=fd) for fd in fds])
-        await agent.stopped.wait()
+        run(config, lifeline_fd, workers_r, first)
     finally:
-        lifeline.close()
-        if head is not None and supervisor is not None:
-            supervisor.cancel()
-            head.stop()
-        await agent.stop()
         os.close(workers_r)
         os.close(workers_w)
-        if head is not None:
-            await loop.run_in_executor(None, head.wait)
-
-
-def _head(
-    config: AgentConfig, loop: asyncio.AbstractEventLoop
-) -> tuple[HeadProcess | None, asyncio.Task[None] | None]:
-    if config.supervised_head is None:
-        return None, None
-    head = HeadProcess(config.supervised_head)
-    return head, loop.create_task(supervise_head(head))
-
-
-def _remove_folder(path: str) -> None:
-    """Sockets, logs and whatever else the node has left."""
-    for folder, folders, files in os.walk(path, topdown=False):
-        for name in files:
-            _ignore_missing(os.unlink, os.path.join(folder, name))
-        for name in folders:
-            full = os.path.join(folder, name)
-            _ignore_missing(os.unlink if os.path.islink(full) else os.rmdir, full)
-    _ignore_missing(os.rmdir, path)
-
-
-def _ignore_missing(remove: object, path: str) -> None:
-    try:
-        remove(path)  # type: ignore[operator]
-    except FileNotFoundError:
-        pass

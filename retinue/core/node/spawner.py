@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import OrderedDict
@@ -28,9 +27,9 @@ from retinue.core.node.zygote import (
     ForkFailed,
     Ready,
     Unfit,
-    ZygoteConfig,
     kill_group,
 )
+from retinue.core.node.zygote_start import ZygoteProcess, key_of, path_code, start_zygote
 from retinue.core.wire.messages import WorkerEnv, WorkerStart
 
 logger = logging.getLogger(__name__)
@@ -46,30 +45,24 @@ OnExit = Callable[[int, int], None]  # pid, wait status
 OnUnfit = Callable[[str, str], None]  # package, reason
 
 
-class ZygoteProcess:
-    """The agent's end of one zygote."""
-
-    def __init__(self, key: str, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self.key = key
-        self.pid = process.pid
-        self.process = process
-        self.socket = sock
-        self.is_ready = False
-        self.unsent: list[bytes] = []
-        self.forking: dict[int, WorkerStart] = {}
-
-
 class Spawner:
     """Build, set the callbacks, `run` on the agent's loop, `close`."""
 
-    def __init__(self, *, lifeline_fd: int, worker_module: str = zygote.WORKER_MODULE) -> None:
+    def __init__(
+        self,
+        *,
+        lifeline_fd: int,
+        worker_module: str = zygote.WORKER_MODULE,
+        first: ZygoteProcess | None = None,
+    ) -> None:
+        """`first`: the default zygote, if it was started already."""
         self.on_forked: OnForked = lambda token, pid: None
         self.on_failed: OnFailed = lambda token, reason: None
         self.on_exit: OnExit = lambda pid, status: None
         self.on_unfit: OnUnfit = lambda package, reason: None
         self._lifeline_fd = lifeline_fd
         self._worker_module = worker_module
-        self._zygotes: dict[str, ZygoteProcess] = {}
+        self._zygotes: dict[str, ZygoteProcess] = {first.key: first} if first is not None else {}
         self._quick_deaths: dict[str, int] = {}
         self._workers: set[int] = set()
         self._unknown_ends: OrderedDict[int, int] = OrderedDict()
@@ -80,14 +73,17 @@ class Spawner:
         self._loop = loop
         # uvloop keeps SIGCHLD from `add_signal_handler`, but runs Python's own handlers as they come.
         signal.signal(signal.SIGCHLD, lambda number, frame: loop.call_soon_threadsafe(self.reap))
+        for process in self._zygotes.values():
+            self._watch(process)
         self._zygote(WorkerEnv(b""))
+        self.reap()  # what ended before anybody listened
 
     # --- starting
 
     def start(self, start: WorkerStart) -> None:
         """Start a worker; `on_forked` or `on_failed` follows."""
         env = start.env
-        if must_exec(env) or self._quick_deaths.get(_key(env), 0) >= QUICK_DEATHS:
+        if must_exec(env) or self._quick_deaths.get(key_of(env), 0) >= QUICK_DEATHS:
             self._exec(start)
             return
         try:
@@ -99,45 +95,18 @@ class Spawner:
         self._send(process, zygote.encode(Fork(start)))
 
     def _zygote(self, env: WorkerEnv) -> ZygoteProcess:
-        key = _key(env)
+        key = key_of(env)
         existing = self._zygotes.get(key)
         if existing is not None:
             return existing
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            for sock in (ours, theirs):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, zygote.MAX_PACKET_BYTES)
-            process = self._start_zygote(env, theirs.fileno())
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        made = self._zygotes[key] = ZygoteProcess(key, process, ours)
-        assert self._loop is not None
-        self._loop.add_reader(ours.fileno(), self._readable, made)
+        made = start_zygote(env, lifeline_fd=self._lifeline_fd, worker_module=self._worker_module)
+        self._zygotes[key] = made
+        self._watch(made)
         return made
 
-    def _start_zygote(self, env: WorkerEnv, fd: int) -> subprocess.Popen[bytes]:
-        config = ZygoteConfig(
-            socket_fd=fd,
-            lifeline_fd=self._lifeline_fd,
-            agent_pid=os.getpid(),
-            preload=env.preload,
-            env_vars=env.env_vars if env.preload else {},
-            restore={name: os.environ[name] for name in IMPORT_VARIABLES if name in os.environ},
-            worker_module=self._worker_module,
-        )
-        code = f"{_path_code()};from retinue.core.node.zygote import main;main(sys.argv[1])"
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", code, msgspec.json.encode(config).decode()],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[fd, self._lifeline_fd],
-            env={**os.environ, **IMPORT_VARIABLES},
-            start_new_session=True,
-            cwd="/",
-        )
+    def _watch(self, process: ZygoteProcess) -> None:
+        assert self._loop is not None
+        self._loop.add_reader(process.socket.fileno(), self._readable, process)
 
     def _exec(self, start: WorkerStart) -> None:
         fd = os.memfd_create("retinue-start", 0)
@@ -146,7 +115,7 @@ class Spawner:
                 file.write(msgspec.msgpack.encode(start))
             os.lseek(fd, 0, os.SEEK_SET)
             code = (
-                f"{_path_code()};from retinue.core.node.zygote import exec_main;"
+                f"{path_code()};from retinue.core.node.zygote import exec_main;"
                 f"exec_main({fd}, {os.getpid()}, {self._worker_module!r})"
             )
             process = subprocess.Popen(
@@ -318,14 +287,3 @@ class Spawner:
 def must_exec(env: WorkerEnv) -> bool:
     """A forked process cannot have these: they are read when an interpreter starts."""
     return bool(env.py_executable) or any(name.startswith(_EXEC_PREFIXES) for name in env.env_vars)
-
-
-def _key(env: WorkerEnv) -> str:
-    if not env.preload:
-        return ""
-    return repr((env.preload, sorted(env.env_vars.items())))
-
-
-def _path_code() -> str:
-    """Where the runtime's own packages lie: the agent knows, the new interpreter may not."""
-    return f"import sys;sys.path+=[p for p in {sys.path!r} if p not in sys.path]"

@@ -63,6 +63,7 @@ class NeedWorker(Struct, frozen=True):
 
     lease_id: int
     env: WorkerEnv
+    is_for_good: bool = False  # an actor: the worker does not come back
 
 
 class DropNeed(Struct, frozen=True):
@@ -522,7 +523,7 @@ class LeaseTable:
         self._leases[lease.lease_id] = lease
         party.starting.add(lease.lease_id)
         self._count(party, 1)
-        out.append(NeedWorker(lease.lease_id, party.env))
+        out.append(NeedWorker(lease.lease_id, party.env, party.is_actor))
         return True
 
     def _check_alone(self, party: Party, out: list[Decision]) -> None:

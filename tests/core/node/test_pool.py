@@ -93,6 +93,14 @@ def test_workers_started_ahead_wait_for_their_first_lease(pool: WorkerPool) -> N
     assert pool.registered(b"w2", now=0.0) == [Use(2, b"w2")]
 
 
+def test_a_worker_that_an_actor_takes_is_replaced_ahead(pool: WorkerPool) -> None:
+    assert pool.need(1, ENV, now=0.0, is_for_good=True) == [Start(b"w1", ENV), Start(b"w2", ENV)]
+    pool.registered(b"w1", now=0.0)
+    pool.registered(b"w2", now=0.0)
+    assert pool.need(2, ENV, now=0.0, is_for_good=True) == [Use(2, b"w2"), Start(b"w3", ENV)]
+    assert pool.need(3, ENV, now=0.0, is_for_good=True) == [Start(b"w4", ENV)]
+
+
 def test_idle_workers_end_soon_beyond_the_cpus_and_later_otherwise(pool: WorkerPool) -> None:
     pool.prestart(ENV, 3, now=0.0)
     for worker_id in (b"w1", b"w2", b"w3"):
