@@ -192,8 +192,15 @@ class SyncExecutor(WaitHook):
                     context.apply_lease(self.facts, message.resources, message.instances)
             if self._replies:
                 self.flush()
-            if self._stopping is not None and not self._more_input():
-                return self._stopping
+            if self._stopping is not None:
+                self._read_ahead()
+                if self._stopping == EXIT:
+                    if self.facts.actor_spec is None:
+                        self.hand_back()
+                    return EXIT
+                if not queue:
+                    return self._stopping
+                continue
             for fd, _ in self.epoll.poll():
                 if fd == self._event:
                     try:
@@ -206,10 +213,6 @@ class SyncExecutor(WaitHook):
                     with connection.read_lock:
                         if not connection.is_closed:
                             connection.receive(wait=False)
-
-    def _more_input(self) -> bool:
-        self._read_ahead()
-        return bool(self.queue)
 
     def _on_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         kind = type(message)
