@@ -141,7 +141,12 @@ class LocalCluster:
             self.head.close()
 
     def shutdown(self) -> None:
-        """End all processes, wait for them, and remove the session. May be called twice."""
+        """End all processes, wait for them, and remove the session. May be called twice.
+
+        In a process that was forked from the starter it does nothing: the cluster is not its own.
+        """
+        if os.getpid() != self.session.pid:
+            return
         if self._supervisor is not None:
             self._supervisor.stop()
             self._supervisor = None

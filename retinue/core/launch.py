@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.core import forks
 from retinue.core.backoff import RestartBackoff
 from retinue.core.config import AgentConfig, HeadConfig, write_config
 from retinue.core.session import Session
@@ -95,7 +96,7 @@ class Process:
         self.pid = self._popen.pid
         self.pidfd = os.pidfd_open(self.pid)
         self._lifeline = lifeline_w
-        _close_in_forks.add(lifeline_w)
+        forks.close_in_forks(lifeline_w)
         try:
             write_config(lifeline_w, config)
         except BrokenPipeError:
@@ -142,7 +143,7 @@ class Process:
             os.close(pidfd)
         lifeline, self._lifeline = self._lifeline, -1
         if lifeline >= 0:
-            _close_in_forks.discard(lifeline)
+            forks.forget(lifeline)
             os.close(lifeline)
 
 
@@ -294,21 +295,6 @@ async def _ended(pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
 # --- details ------------------------------------------------------------------------------------------------
 
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-
-# A process that the user's code forks must not keep our children alive after this one is gone.
-_close_in_forks: set[int] = set()
-
-
-def _forget_in_fork() -> None:
-    for fd in _close_in_forks:
-        try:
-            os.close(fd)
-        except OSError:
-            pass
-    _close_in_forks.clear()
-
-
-os.register_at_fork(after_in_child=_forget_in_fork)
 
 
 def _command(module: str, lifeline_fd: int, label: str) -> list[str]:

@@ -19,10 +19,11 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
+from retinue.core import forks
 from retinue.core.wire.messages import Address
 
 TEMP_DIR_VARIABLE = "RETINUE_TEMP_DIR"
@@ -58,6 +59,7 @@ class Session:
     cluster_id: str
     token: bytes
     lock_fd: int
+    pid: int = field(default_factory=os.getpid)
 
     @property
     def logs_dir(self) -> str:
@@ -85,9 +87,13 @@ class Session:
         write_private(self.path(CLUSTER_FILE), msgspec.json.encode(cluster))
 
     def close(self) -> None:
-        """Give up the lock; the last one to leave removes the folder. May be called twice."""
+        """Give up the lock; the last one to leave removes the folder. May be called twice.
+
+        In a process that was forked from the holder it does nothing.
+        """
         fd, self.lock_fd = self.lock_fd, -1
-        if fd >= 0:
+        if fd >= 0 and os.getpid() == self.pid:
+            forks.forget(fd)
             leave(self.dir, fd)
 
 
@@ -127,6 +133,7 @@ def new_session(base: str | None = None, *, cluster_id: str = "", token: bytes |
     # The lock is taken before the folder can be seen, so that no cleaner ever finds it free.
     lock_path = os.path.join(base, NEW_LOCK_PREFIX + name)
     lock_fd = _hold(lock_path, create=True)
+    forks.close_in_forks(lock_fd)
     os.mkdir(path, mode=0o700)
     os.rename(lock_path, os.path.join(path, "lock"))
     os.mkdir(os.path.join(path, "logs"), mode=0o700)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 def main(lifeline_fd: int) -> None:
     """Run the head. `lifeline_fd`: the pipe with a HeadConfig in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the starter's thread may have blocked what ends us
     config = read_config(lifeline_fd, HeadConfig)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     loop = uvloop.new_event_loop()

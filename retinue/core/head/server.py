@@ -46,6 +46,8 @@ from retinue.core.wire.framing import encode
 
 logger = logging.getLogger(__name__)
 
+# A peer that reads so slowly has lost the thread: it connects again and gets the whole view.
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
 VIEW_INTERVAL_S = 0.01
 VIEW_INTERVAL_PER_WATCHER_S = 0.001  # a thousand agents get the view once a second
 # Time that a driver has to find the new head, beyond its usual grace.
@@ -336,8 +338,15 @@ class HeadServer:
         changes = self.nodes.take_changes()
         if changes:
             frame = encode(m.ClusterView(changes, False, self.epoch))
-            for connection in self._watchers:
+            for connection in list(self._watchers):
                 connection.send_frame(frame)
+                self._drop_if_slow(connection)
+
+    @staticmethod
+    def _drop_if_slow(connection: LoopConnection) -> None:
+        if not connection.is_closed and connection.unsent_bytes() > MAX_UNSENT_BYTES:
+            logger.warning("closing the connection of %s: it does not read", connection.peer_name())
+            connection.close()
 
     # jobs
 
@@ -546,6 +555,7 @@ class HeadServer:
         for connection in changed.watchers:
             assert isinstance(connection, LoopConnection)
             self._reply(connection, message, changed.value or b"")
+            self._drop_if_slow(connection)
 
     # people and tools
 

@@ -166,15 +166,25 @@ def test_tcp_asks_for_the_token(head: RunningHead) -> None:
         BlockingClient(remote, b"another token")
 
 
-def test_a_head_ends_with_its_parent_and_cleans_up(tmp_path: Path) -> None:
-    """The parent here is a child of ours that starts a head and is killed."""
+@pytest.mark.parametrize("has_forked", [False, True])
+def test_a_head_ends_with_its_parent_and_cleans_up(tmp_path: Path, has_forked: bool) -> None:
+    """The parent here is a child of ours that starts a head and is killed.
+
+    A process that it has forked lives on, and must not keep the head alive.
+    """
     read_end, write_end = os.pipe()
+    stay_r, stay_w = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             session = sessions.new_session(str(tmp_path / "r"))
             head = RunningHead(session)
             head.summary()
+            if has_forked and os.fork() == 0:
+                os.close(stay_w)
+                os.close(write_end)
+                os.read(stay_r, 1)
+                os._exit(0)
             os.write(write_end, b"%d" % head.process.pid)
             threading.Event().wait()
         finally:
@@ -188,3 +198,5 @@ def test_a_head_ends_with_its_parent_and_cleans_up(tmp_path: Path) -> None:
     assert select.select([pidfd], [], [], 10)[0]
     os.close(pidfd)
     assert os.listdir(tmp_path / "r") == []
+    os.close(stay_r)
+    os.close(stay_w)
