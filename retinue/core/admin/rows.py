@@ -201,7 +201,7 @@ def runtime_env_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
 def task_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
     """One row for each attempt: running ones first, then waiting ones, then finished ones, the latest first.
 
-    A running task is told by its worker and, as pending, by its caller; the worker knows better. So does
+    Beside the columns they have `start_time` and `end_time` in seconds. A running task is told by its worker and, as pending, by its caller; the worker knows better. So does
     the record of a finished one, which may come before its caller has read the answer.
     """
     unfinished: dict[str, Row] = {}
@@ -213,7 +213,7 @@ def task_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
             known = unfinished.get(row["task_id"])
             unfinished[row["task_id"]] = row if known is None else _better(known, row)
     attempts: Counter[str] = Counter()
-    finished.sort(key=lambda row: row["end_time_ms"])
+    finished.sort(key=lambda row: row["end_time"])
     for row in finished:
         row["attempt_number"] = attempts[row["task_id"]]
         attempts[row["task_id"]] += 1
@@ -245,6 +245,7 @@ def _unfinished_row(answer: NodeAnswer, task: Mapping[str, Any]) -> Row:
         "worker_id": task.get("worker_id") if is_running else None,
         "worker_pid": task.get("pid") if is_running else None,
         "language": "PYTHON",
+        "start_time": task.get("start_time"),
         "start_time_ms": to_ms(task.get("start_time")),
     }
 
@@ -268,6 +269,8 @@ def _finished_row(answer: NodeAnswer, task: Mapping[str, Any]) -> Row:
         "error_type": error,
         "error_message": error,
         "language": "PYTHON",
+        "start_time": task["start_time"],
+        "end_time": task["end_time"],
         "start_time_ms": start_ms,
         "end_time_ms": end_ms,
         "events": [
