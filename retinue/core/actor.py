@@ -51,7 +51,9 @@ class MethodInfo:
 
     __slots__ = ("call_options", "name", "num_returns", "options", "retries", "retry_exceptions", "signature")
 
-    def __init__(self, name: str, options: Mapping[str, Any], signature: Signature | None, retries: int) -> None:
+    def __init__(
+        self, name: str, options: Mapping[str, Any], signature: Signature | None, retries: int
+    ) -> None:
         self.name = name
         self.options = dict(options)
         self.signature = signature
@@ -106,7 +108,8 @@ class ActorClass(Generic[T]):
         self._name = cls.__name__
         self._described = describe_methods(cls)
         self._signatures = {
-            name: Signature(getattr(cls, name), skip_first=not _is_static(cls, name)) for name in self._described
+            name: Signature(getattr(cls, name), skip_first=not _is_static(cls, name))
+            for name in self._described
         }
         self._init_signature = Signature(cls.__init__, skip_first=True)
         self._is_async = any(
@@ -132,7 +135,9 @@ class ActorClass(Generic[T]):
         return OptionedActorClass(self, {**self._options, **options})
 
     def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise UnsupportedError("task graphs (bind) are not supported; call the actor's methods with ObjectRefs")
+        raise UnsupportedError(
+            "task graphs (bind) are not supported; call the actor's methods with ObjectRefs"
+        )
 
     def _export(self, runtime: Runtime) -> tuple[bytes, bytes]:
         if self._exported is None or self._exported[0] != id(runtime):
@@ -142,7 +147,9 @@ class ActorClass(Generic[T]):
             self._exported = (id(runtime), hashlib.blake2b(blob, digest_size=16).digest(), blob)
         return self._exported[1], self._exported[2]
 
-    def _start(self, options: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> ActorHandle[T]:
+    def _start(
+        self, options: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> ActorHandle[T]:
         self._init_signature.check(args, kwargs)
         runtime = get_runtime()
         name = options.get("name") or ""
@@ -154,7 +161,9 @@ class ActorClass(Generic[T]):
         env = runtime.worker_env
         if options.get("runtime_env"):
             env = extend(env, validated(options["runtime_env"]))
-        shape = Shape(option_rules.resources_of(options, default_cpus=0), env, option_rules.strategy_of(options))
+        shape = Shape(
+            option_rules.resources_of(options, default_cpus=0), env, option_rules.strategy_of(options)
+        )
         placement = option_rules.resources_of(options, default_cpus=1)
         actor_id = runtime.ids.actor_id()
         groups = options.get("concurrency_groups") or {}
@@ -197,9 +206,7 @@ class ActorClass(Generic[T]):
             is_counted=not detached,
             namespace=spec.namespace,
         )
-        info = runtime.actors.create(
-            spec, blob, prepared, get_if_exists=bool(options.get("get_if_exists"))
-        )
+        info = runtime.actors.create(spec, blob, prepared, get_if_exists=bool(options.get("get_if_exists")))
         if info is not None and info.actor_id != actor_id:
             return handle_of(runtime, info, self._signatures)
         return handle
@@ -241,10 +248,13 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def make_methods(
-    described: Mapping[str, Mapping[str, Any]], retries: int, signatures: Mapping[str, Signature] | None = None
+    described: Mapping[str, Mapping[str, Any]],
+    retries: int,
+    signatures: Mapping[str, Signature] | None = None,
 ) -> dict[str, MethodInfo]:
     methods = {
-        name: MethodInfo(name, options, (signatures or {}).get(name), retries) for name, options in described.items()
+        name: MethodInfo(name, options, (signatures or {}).get(name), retries)
+        for name, options in described.items()
     }
     for word in _EVERY_ACTOR:
         for prefix in ("ray", "retinue"):
@@ -355,7 +365,13 @@ def handle_of(
     )
     methods = make_methods(json.loads(spec.methods), spec.max_task_retries, signatures)
     return ActorHandle(
-        info.actor_id, spec.owner, spec.class_name, methods, runtime, is_counted=False, namespace=spec.namespace
+        info.actor_id,
+        spec.owner,
+        spec.class_name,
+        methods,
+        runtime,
+        is_counted=False,
+        namespace=spec.namespace,
     )
 
 

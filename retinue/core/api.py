@@ -45,7 +45,11 @@ def _make_remote(thing: Any, options: dict[str, Any]) -> Any:
         raise TypeError(f"{thing!r} is remote already")
     if inspect.isclass(thing):
         return ActorClass(thing, options)
-    if inspect.isfunction(thing) or inspect.isbuiltin(thing) or (callable(thing) and hasattr(thing, "__name__")):
+    if (
+        inspect.isfunction(thing)
+        or inspect.isbuiltin(thing)
+        or (callable(thing) and hasattr(thing, "__name__"))
+    ):
         return RemoteFunction(thing, options)
     raise TypeError(f"@retinue.remote takes a function or a class, got {thing!r}")
 
@@ -72,9 +76,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     if isinstance(object_refs, ObjectRefGenerator):
         return [get(ref, timeout=timeout) for ref in object_refs]
     if not isinstance(object_refs, list | tuple):
-        raise ValueError(
-            f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}"
-        )
+        raise ValueError(f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}")
     for ref in object_refs:
         if type(ref) is not ObjectRef:
             raise ValueError(f"get() takes a list of ObjectRefs, which holds a {type(ref).__name__}")
@@ -88,12 +90,18 @@ def put(value: Any, *, _owner: Any = None, _tensor_transport: str = "object_stor
     if _tensor_transport != "object_store":
         raise UnsupportedError(f"put(_tensor_transport={_tensor_transport!r}) is not supported")
     if type(value) is ObjectRef:
-        raise TypeError("put() of an ObjectRef is not allowed: put the value, or put a list that holds the reference")
+        raise TypeError(
+            "put() of an ObjectRef is not allowed: put the value, or put a list that holds the reference"
+        )
     return get_runtime().put(value)
 
 
 def wait(
-    ray_waitables: Sequence[Any], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+    ray_waitables: Sequence[Any],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
 ) -> tuple[list[Any], list[Any]]:
     """Split references into (ready, not ready), waiting until `num_returns` are ready or `timeout` seconds.
 
@@ -142,7 +150,9 @@ def _wait_for_generators(
 def kill(actor: ActorHandle[Any], *, no_restart: bool = True) -> None:
     """End an actor at once; calls under way fail. With `no_restart=False` it may restart."""
     if not isinstance(actor, ActorHandle):
-        raise ValueError(f"kill() takes an actor's handle, got {type(actor).__name__}; tasks are ended by cancel()")
+        raise ValueError(
+            f"kill() takes an actor's handle, got {type(actor).__name__}; tasks are ended by cancel()"
+        )
     get_runtime().actors.kill(actor._id, no_restart=no_restart)
 
 
@@ -265,4 +275,3 @@ def timeline(filename: str | None = None) -> Any:
     from retinue.core.admin.timeline import chrome_trace
 
     return chrome_trace(get_runtime(), filename)
-

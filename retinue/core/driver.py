@@ -15,11 +15,11 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from retinue.core import current, session
-from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
 from retinue.core.client.runtime import Runtime
+from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
 from retinue.core.errors import NodeDiedError, RetinueSystemError, UnsupportedError
 from retinue.core.log_output import LogPrinter
 from retinue.core.runtime_env import driver_env, validated
@@ -72,7 +72,7 @@ class RetinueContext:
         if _driver is self._driver:
             shutdown()
 
-    def __enter__(self) -> RetinueContext:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -165,7 +165,14 @@ class Driver:
         connection.send(Hello("agent", runtime.address, runtime.job_id))
         runtime.io.watch_reads(connection)
         request = RegisterProcess(
-            0, runtime.address, os.getpid(), "driver", runtime.job_id, 0, runtime.worker_env, self._printer is not None
+            0,
+            runtime.address,
+            os.getpid(),
+            "driver",
+            runtime.job_id,
+            0,
+            runtime.worker_env,
+            self._printer is not None,
         )
         registered, _ = connection.call(request, timeout_s=CONNECT_TIMEOUT_S)
         runtime.store.attach(registered.arena_path)
@@ -291,7 +298,9 @@ def init(
         if found is not None:
             given = [name for name, value in node.items() if value is not None]
             if given:
-                raise ValueError(f"{', '.join(given)}: only for a cluster that init() starts, not one that runs")
+                raise ValueError(
+                    f"{', '.join(given)}: only for a cluster that init() starts, not one that runs"
+                )
             _driver = _attach(found, common)
         else:
             _driver = _start(node, kwargs.get("_temp_dir"), common)
@@ -302,7 +311,9 @@ def init(
 
 def _check_platform() -> None:
     if sys.platform != "linux":
-        raise RetinueSystemError("Retinue's clusters run on Linux: they need memfd and the passing of descriptors")
+        raise RetinueSystemError(
+            "Retinue's clusters run on Linux: they need memfd and the passing of descriptors"
+        )
 
 
 def _refuse_unsupported(**given: Any) -> None:
@@ -329,7 +340,9 @@ def _configure_logging(level: int | str, text_format: str | None, config: Any) -
     root.setLevel(level)
     if not root.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(text_format or "%(asctime)s\t%(levelname)s %(name)s -- %(message)s"))
+        handler.setFormatter(
+            logging.Formatter(text_format or "%(asctime)s\t%(levelname)s %(name)s -- %(message)s")
+        )
         root.addHandler(handler)
         root.propagate = False
 
@@ -342,7 +355,9 @@ def _find(address: str | None) -> session.ClusterFile | None:
     if wanted in (None, "auto"):
         found = session.find_cluster()
         if found is None and wanted == "auto":
-            raise ConnectionError("no running cluster of this user was found on this machine; start one with `retinue start --head`")
+            raise ConnectionError(
+                "no running cluster of this user was found here; start one with `retinue start --head`"
+            )
         return found
     assert wanted is not None
     found = session.find_cluster_at(wanted)
@@ -356,7 +371,9 @@ def _find(address: str | None) -> session.ClusterFile | None:
 
 def _attach(found: session.ClusterFile, common: dict[str, Any]) -> Driver:
     if found.agent is None:
-        raise ConnectionError("the cluster has no node on this machine; start one with `retinue start --address`")
+        raise ConnectionError(
+            "the cluster has no node on this machine; start one with `retinue start --address`"
+        )
     return Driver(
         head=found.head,
         agent=found.agent,
@@ -421,7 +438,7 @@ def _register_exit() -> None:
 
 
 def shutdown(wait_for_processes: bool = True, _exiting_interpreter: bool = False) -> None:
-    """Leave the cluster; one that `init` started ends, with everything in it. Nothing happens if not connected."""
+    """Leave the cluster; one that `init` started ends, with all in it. Nothing happens if not connected."""
     global _driver
     with _lock:
         driver, _driver = _driver, None

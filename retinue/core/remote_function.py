@@ -67,7 +67,15 @@ class Signature:
 class _Template:
     """What the calls of one function with one set of options have in common, for one runtime."""
 
-    __slots__ = ("call_options", "definition", "num_returns", "pool", "retries", "retry_exceptions", "runtime")
+    __slots__ = (
+        "call_options",
+        "definition",
+        "num_returns",
+        "pool",
+        "retries",
+        "retry_exceptions",
+        "runtime",
+    )
 
     def __init__(self, runtime: Runtime, definition: FunctionDef, pool: Any) -> None:
         self.runtime = runtime
@@ -167,7 +175,9 @@ class RemoteFunction(Generic[P, R]):
         env = runtime.worker_env
         if options.get("runtime_env"):
             env = extend(env, validated(options["runtime_env"]))
-        shape = Shape(option_rules.resources_of(options, default_cpus=1), env, option_rules.strategy_of(options))
+        shape = Shape(
+            option_rules.resources_of(options, default_cpus=1), env, option_rules.strategy_of(options)
+        )
         pool = runtime.tasks.pool_for(shape, msgspec.msgpack.encode(shape))
         template = _Template(runtime, self._export(runtime), pool)
         num_returns: Any = options.get("num_returns")
@@ -248,7 +258,9 @@ def check_definition_size(name: str, blob: bytes) -> None:
             "large data; put that with retinue.put() and pass the reference"
         )
     if size > DEFINITION_WARN_BYTES:
-        logger.warning("the definition of %s has %d MiB: does it capture large data? put() that", name, size >> 20)
+        logger.warning(
+            "the definition of %s has %d MiB: does it capture large data? put() that", name, size >> 20
+        )
 
 
 def hold_captured(runtime: Runtime, found: Sequence[tuple[bytes, Any]]) -> None:

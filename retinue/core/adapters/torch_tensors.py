@@ -35,7 +35,11 @@ def _reduce(tensor: Any) -> Any:
     ):
         return tensor.__reduce_ex__(5)
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return _rebuild, (pickle.PickleBuffer(flat.numpy()), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+    return _rebuild, (
+        pickle.PickleBuffer(flat.numpy()),
+        str(tensor.dtype).removeprefix("torch."),
+        tuple(tensor.shape),
+    )
 
 
 def _reduce_parameter(parameter: Any) -> Any:

@@ -1,7 +1,7 @@
 """The executor of tasks and of synchronous actors: one thread reads its callers' sockets and runs their calls.
 
 Reading on the thread that runs user code saves the hand-over between threads (32,000 calls/s against
-17,000). Replies are gathered while there is more to do, and the I/O thread flushes them every millisecond
+17,000). Replies are gathered while there is more to do, and the I/O thread flushes them every 2 ms
 while user code runs, so that a finished answer never waits for the slow call behind it. For tasks the I/O
 thread also hands unstarted calls back to their callers when the running one blocks or lasts.
 
@@ -44,7 +44,8 @@ from retinue.core.worker.running import ActorExit, CallRunner, is_generator
 logger = logging.getLogger(__name__)
 
 HAND_BACK_S = 0.002
-BUSY_TICK_S = 0.001
+BUSY_TICK_S = 0.002
+LINGER_S = 0.05
 FLUSH_BYTES = 64 * 1024
 
 Item = tuple[Connection, Any, bytes]
@@ -73,6 +74,8 @@ class SyncExecutor(WaitHook):
         self._interrupting = b""
         self._cancelled: dict[bytes, None] = {}
         self._blocked = 0
+        self._seen_calls = 0
+        self._busy_until = 0.0
         self._credits: dict[bytes, int] = {}
         self._credit = threading.Condition()
         self._stopping: Any = None
@@ -104,10 +107,15 @@ class SyncExecutor(WaitHook):
 
     def tick(self, now: float) -> float:
         """While user code runs: flush what is finished, hand back what waits behind a long task."""
-        self.runner.flush_events(now)
+        runner = self.runner
+        runner.flush_events(now)
+        if runner.finished_calls != self._seen_calls:
+            self._seen_calls = runner.finished_calls
+            self._busy_until = now + LINGER_S
         started = self._started_at
         if not started:
-            return 0.25
+            # Staying awake between the calls of a busy caller saves a wake-up for each of them.
+            return BUSY_TICK_S if now < self._busy_until else 0.25
         if self._replies:
             self.flush()
         if self.facts.actor_spec is None and now - started > HAND_BACK_S:
