@@ -31,7 +31,7 @@ JOB = b"job1"
 TIMEOUT_S = 20.0
 
 
-class TestDriver:
+class DriverClient:
     """A driver process, as its agent sees one; it is this test's process."""
 
     def __init__(
@@ -100,15 +100,16 @@ class Nodes:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
-        self._drivers: list[TestDriver] = []
+        self._drivers: list[DriverClient] = []
+        self.to_close: list[BlockingClient] = []
 
     def add(self, *, cpus: float = 2, **options: Any) -> AgentProcess:
         knobs = {"prestart": "0"}
         options.setdefault("object_store_memory", 64 << 20)
         return self.cluster.start_agent(NodeOptions(num_cpus=cpus, system_config=knobs, **options))
 
-    def driver(self, agent: AgentProcess | None = None, **more: Any) -> TestDriver:
-        driver = TestDriver(agent or self.cluster.agents[0], self.cluster.token, **more)
+    def driver(self, agent: AgentProcess | None = None, **more: Any) -> DriverClient:
+        driver = DriverClient(agent or self.cluster.agents[0], self.cluster.token, **more)
         self._drivers.append(driver)
         return driver
 
@@ -116,8 +117,8 @@ class Nodes:
         return BlockingClient(self.cluster.head_address, self.cluster.token, timeout_s=TIMEOUT_S)
 
     def close(self) -> None:
-        for driver in self._drivers:
-            driver.close()
+        for client in (*self._drivers, *self.to_close):
+            client.close()
         self.cluster.shutdown()
 
 
@@ -133,7 +134,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def driver(nodes: Nodes) -> TestDriver:
+def driver(nodes: Nodes) -> DriverClient:
     """A driver on a node of two CPUs."""
     nodes.add()
     return nodes.driver()
