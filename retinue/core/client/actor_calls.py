@@ -80,10 +80,16 @@ class ActorCaller:
         if waiting.unready:
             arrived.wait()
         message, payload = self._creation(spec, definition, prepared, get_if_exists)
-        answer, body = runtime.head.call(message, payload)
+        # Known before it is asked for: a head that dies meanwhile has a successor that never heard of it.
+        self._creations[spec.actor_id] = (message, payload)
+        try:
+            answer, body = runtime.head.call(message, payload)
+        except BaseException:
+            self._creations.pop(spec.actor_id, None)
+            raise
         info: ActorInfo = answer.info
-        if info.actor_id == spec.actor_id:
-            self._creations[spec.actor_id] = (message, payload)
+        if info.actor_id != spec.actor_id:
+            self._creations.pop(spec.actor_id, None)
         self._updated(info, body)
         return info
 
@@ -261,7 +267,7 @@ class ActorCaller:
             if queue.state == DEAD:
                 failed = True
             elif queue.submit(task):
-                self._send(queue, [task])
+                self._send(queue, [task], is_busy=len(queue.in_flight) > 1)
         if failed:
             runtime.tasks._finish_with_blob(task, self._death_blob(queue))
             return
@@ -281,7 +287,7 @@ class ActorCaller:
                 self._send(queue, tasks)
         self._runtime.submitted(queue.conn)
 
-    def _send(self, queue: ActorQueue, tasks: list[TaskRecord]) -> None:
+    def _send(self, queue: ActorQueue, tasks: list[TaskRecord], *, is_busy: bool = False) -> None:
         frames = []
         for task in tasks:
             try:
@@ -294,7 +300,9 @@ class ActorCaller:
                 )  # type: ignore[misc]
                 continue
             frames.append(call_frame(task, dependencies, queue.incarnation))
-        if frames:
+        if is_busy and frames:
+            queue.conn.gather(frames[0], self._runtime.gathering)
+        elif frames:
             queue.conn.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _on_call_message(self, connection: Connection, message: Any, payload: bytes) -> None:

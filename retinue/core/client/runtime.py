@@ -18,6 +18,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,6 +96,7 @@ class Runtime:
         self.agent: Connection | None = None
         self.is_stopping = False
         self.warned_blocking = False
+        self.gathering: deque[Connection] = deque()  # connections with calls that wait to be sent together
         self._busy_until = 0.0
         self._watch_until = 0.0
         self._last_housekeeping = 0.0
@@ -157,6 +159,16 @@ class Runtime:
             self.watch_for_a_while(connection)
         self.io.wake_if_sleeping()
 
+    def send_gathered(self) -> None:
+        """Send the calls that were kept to go together: before any wait, and by the I/O thread's tick."""
+        gathering = self.gathering
+        while gathering:
+            try:
+                connection = gathering.popleft()
+            except IndexError:
+                return  # another thread was faster
+            connection.send_gathered()
+
     def watch_for_a_while(self, connection: Connection) -> None:
         """Have the I/O thread itself read a call connection for the next second: for callbacks."""
         self._watched[connection.fd] = time.monotonic() + WATCH_S
@@ -165,6 +177,8 @@ class Runtime:
     # --- the I/O thread's tick
 
     def _tick(self, now: float) -> float:
+        if self.gathering:
+            self.send_gathered()
         self.drain_dropped()
         interval = EMPTY_TICK_S if not self.table.entries else IDLE_TICK_S
         for fd, _ in self.direct.poll(0):
@@ -342,6 +356,8 @@ class Runtime:
         """
         if entry.owner is not None:
             self.ownership.locate(object_id, entry)
+        if self.gathering:
+            self.send_gathered()
         hook = self.context.hook
         self._check_not_on_loop()
         started = time.monotonic() if hook is not None else 0.0
@@ -452,6 +468,8 @@ class Runtime:
         )
 
     def _wait_for_some(self, pending: list[tuple[bytes, Entry]], count: int, timeout_s: float | None) -> None:
+        if self.gathering:
+            self.send_gathered()
         self._check_not_on_loop()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         countdown = Countdown(count)
@@ -517,6 +535,8 @@ class Runtime:
 
     def when_ready(self, object_id: bytes, function: Callable[[], None]) -> None:
         """Call `function` once the object is not pending: at once, or on the thread that learns of it."""
+        if self.gathering:
+            self.send_gathered()
         entry = self.table.entries.get(object_id)
         if entry is None or entry.state != PENDING:
             function()

@@ -147,6 +147,7 @@ class ObjectRefGenerator(Generic[T]):
                 hook.unblocked()
 
     def _wait_for_change(self, limit_s: float) -> None:
+        self._runtime.send_gathered()
         connection = self._task.conn
         if connection is not None and connection.read_lock.acquire(blocking=False):
             try:
@@ -187,6 +188,7 @@ class ObjectRefGenerator(Generic[T]):
             await self._changed()
 
     async def _changed(self) -> None:
+        self._runtime.send_gathered()
         loop = asyncio.get_running_loop()
         changed: asyncio.Future[None] = loop.create_future()
         thread_id = threading.get_ident()

@@ -242,7 +242,7 @@ class TaskSubmitter:
             else:
                 worker = pool.submit(task)
                 if worker is not None:
-                    self._send(worker, [task], dependencies)
+                    self._send(worker, [task], dependencies, is_busy=len(worker.tasks) > 1)
                     runtime.submitted(worker.conn)
                     return
                 ask = pool.demand_grew()
@@ -253,7 +253,14 @@ class TaskSubmitter:
             self._send_demand(pool)
         runtime.submitted(None)
 
-    def _send(self, worker: LeasedWorker, tasks: list[TaskRecord], dependencies: Any = None) -> None:
+    def _send(
+        self,
+        worker: LeasedWorker,
+        tasks: list[TaskRecord],
+        dependencies: Any = None,
+        *,
+        is_busy: bool = False,
+    ) -> None:
         """Push tasks to a worker in one go. With the lock."""
         connection: Connection = worker.conn
         known = connection.known
@@ -274,7 +281,9 @@ class TaskSubmitter:
             else:
                 found = dependencies
             frames.append(call_frame(task, found))
-        if frames:
+        if is_busy and frames:
+            connection.gather(b"".join(frames), self._runtime.gathering)
+        elif frames:
             connection.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
 
     # --- leases

@@ -37,6 +37,7 @@ LOOK_INTERVAL_S = 0.002
 # A blocked reader comes back this often to see whether its answer came another way.
 RECHECK_S = 0.1
 GATHER_BYTES = 128 * 1024
+GATHER_FRAMES = 16
 _SIZES = (RECV_BYTES,)
 _WAIT = (0,)
 _NO_WAIT = (socket.MSG_DONTWAIT,)
@@ -63,6 +64,7 @@ class Connection:
         "context",
         "decoder",
         "fd",
+        "gathered",
         "hello",
         "inbox",
         "io",
@@ -90,6 +92,7 @@ class Connection:
         self.decoder = FrameDecoder()
         self.inbox: deque[bytes] = deque()
         self.out: deque[bytes] = deque()
+        self.gathered: list[bytes] = []  # calls that wait to be sent together
         self.read_lock = threading.Lock()
         self.send_lock = threading.Lock()
         self.sleepers: deque[Callable[[], None]] = deque()  # would-be readers while another one reads
@@ -111,24 +114,56 @@ class Connection:
     def send_frame(self, frame: bytes) -> None:
         """Send one or more encoded frames, or queue them. Ignored once closed: `on_close` tells."""
         with self.send_lock:
-            if self.is_closed:
-                return
-            if self.out:
-                self.out.append(frame)
-                return
-            try:
-                sent = self.sock.send(frame, _SEND_FLAGS)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return  # whoever reads next sees the end
-            except BaseException:
-                # Interrupted by a signal's exception, maybe half-way: nobody knows what was sent.
-                self.sock.shutdown(socket.SHUT_RDWR)
-                raise
-            if sent < len(frame):
-                self.out.append(frame[sent:] if sent else frame)
-                self.io.watch(self, self.watched | select.EPOLLOUT)
+            if self.gathered:
+                self.gathered.append(frame)
+                self._send_gathered()
+            else:
+                self._send(frame)
+
+    def gather(self, frame: bytes, waiting: deque[Connection]) -> None:
+        """Keep a frame to be sent with those that follow: at GATHER_FRAMES, or by `send_gathered`.
+
+        For calls to a worker that is busy with earlier ones: a frame each would wake it, and cost it a
+        read and a write, each time (1 caller to 4 actors: 18 us of the worker's time per call, 10 with).
+        """
+        with self.send_lock:
+            self.gathered.append(frame)
+            if len(self.gathered) == 1:
+                waiting.append(self)
+            elif len(self.gathered) >= GATHER_FRAMES:
+                self._send_gathered()
+
+    def send_gathered(self) -> None:
+        """Send what `gather` kept."""
+        with self.send_lock:
+            if self.gathered:
+                self._send_gathered()
+
+    def _send_gathered(self) -> None:
+        frame = b"".join(self.gathered)
+        self.gathered.clear()
+        self._send(frame)
+
+    def _send(self, frame: bytes) -> None:
+        """With `send_lock`."""
+        if self.is_closed:
+            return
+        if self.out:
+            self.out.append(frame)
+            return
+        try:
+            sent = self.sock.send(frame, _SEND_FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # whoever reads next sees the end
+        except BaseException:
+            # Interrupted by a signal's exception, maybe half-way: nobody knows what was sent.
+            self.sock.shutdown(socket.SHUT_RDWR)
+            raise
+        if sent < len(frame):
+            self.out.append(frame[sent:] if sent else frame)
+            self.io.watch(self, self.watched | select.EPOLLOUT)
 
     def flush(self) -> bool:
         """Write what waits, gathered; True when nothing is left. For the I/O thread."""
