@@ -201,8 +201,9 @@ def runtime_env_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
 def task_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
     """One row for each attempt: running ones first, then waiting ones, then finished ones, the latest first.
 
-    Beside the columns they have `start_time` and `end_time` in seconds. A running task is told by its worker and, as pending, by its caller; the worker knows better. So does
-    the record of a finished one, which may come before its caller has read the answer.
+    Beside the columns they have `start_time` and `end_time` in seconds. A running task is told by its
+    worker and, as pending, by its caller; the worker knows better. So does the record of a finished one,
+    which may come before its caller has read the answer.
     """
     unfinished: dict[str, Row] = {}
     finished: list[Row] = []
