@@ -349,7 +349,9 @@ class Agent:
         table = self.leasing.table
         shapes = table.waiting_shapes()
         waiting = sum(count for _, count in shapes)
-        return m.NodeReport(table.available(), waiting, shapes, self.actors.starts_counted())
+        return m.NodeReport(
+            table.available(), waiting, shapes, self.actors.starts_counted(), table.recallable()
+        )
 
     # --- logs
 

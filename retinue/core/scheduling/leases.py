@@ -654,6 +654,16 @@ class LeaseTable:
     def available(self) -> dict[str, float]:
         return self.resources.available()
 
+    def recallable(self) -> dict[str, float]:
+        """Held by leases that would be recalled for somebody who has nothing."""
+        amounts: Units = {}
+        for lease in self._leases.values():
+            if lease.worker_id and not (
+                lease.party.is_actor or lease.is_recalled or lease.is_ending or lease.allocation.is_lent
+            ):
+                _give(amounts, lease)
+        return to_floats(amounts)
+
     def waiting_shapes(self) -> list[tuple[dict[str, float], int]]:
         """Demand that does not fit now, for the head's report: (resources, how many)."""
         return [(to_floats(party.placement), party.unserved()) for party in self._waiting]

@@ -719,6 +719,7 @@ class NodeReport(Message, tag=82):
     waiting: int = 0
     shapes: list[tuple[dict[str, float], int]] = []  # demand that does not fit
     starts: int = 0  # how many StartActors of this connection `available` has counted in
+    recallable: dict[str, float] = {}  # held by leases that an actor's start would have recalled
 
 
 class ClusterView(Message, tag=83):

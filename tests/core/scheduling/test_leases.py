@@ -141,6 +141,12 @@ def test_a_shape_is_not_starved_by_another_of_the_same_client(node: Node) -> Non
     assert grant.shape_id == 2
 
 
+def test_what_leases_hold_is_recallable_and_what_actors_hold_is_not(node: Node) -> None:
+    node.place("x", {"CPU": 1}, {"CPU": 1})
+    node.demand("a", 1)
+    assert node.table.recallable() == {"CPU": 1.0}
+
+
 def test_blocked_leases_lend_their_cpu_and_are_not_recalled() -> None:
     node = Node(CPU=1)
     parent = only(node.demand("driver", 1))
