@@ -221,7 +221,9 @@ class ObjectLostError(RetinueError):
 
     reason = "all copies are lost and its task may not be run again"
 
-    def __init__(self, object_ref_hex: str = "", owner: str = "", call_site: str = "", message: str = "") -> None:
+    def __init__(
+        self, object_ref_hex: str = "", owner: str = "", call_site: str = "", message: str = ""
+    ) -> None:
         self.object_ref_hex = object_ref_hex
         self.owner = owner
         self.call_site = call_site
@@ -229,8 +231,9 @@ class ObjectLostError(RetinueError):
         super().__init__(object_ref_hex, owner, call_site, message)
 
     def __str__(self) -> str:
+        which = f"object {self.object_ref_hex}: " if self.object_ref_hex else ""
         made_by = f" It was made by {self.call_site}." if self.call_site else ""
-        return f"object {self.object_ref_hex}: {self.message or self.reason}.{made_by}"
+        return f"{which}{(self.message or self.reason).rstrip('.')}.{made_by}"
 
 
 class ObjectFetchTimedOutError(ObjectLostError):

@@ -23,11 +23,19 @@ def to_exception(failure: Failure) -> Exception:
     cls = getattr(errors, failure.kind, None)
     if not (isinstance(cls, type) and issubclass(cls, errors.RetinueError)):
         return errors.RetinueSystemError(f"{failure.kind}: {failure.message}")
-    if issubclass(cls, errors.ObjectLostError):
+    if issubclass(cls, errors.ObjectLostError | errors.TaskCancelledError):
         return cls(message=failure.message)
     return cls(failure.message)
 
 
 def to_failure(rid: int, error: BaseException) -> Failure:
     """`error` as the answer to request `rid`."""
-    return Failure(rid, type(error).__name__, str(error))
+    return Failure(rid, type(error).__name__, _message_of(error))
+
+
+def _message_of(error: BaseException) -> str:
+    """What the constructor takes, so that the error says the same again on the other side."""
+    text: object = getattr(error, "error_message", "") or getattr(error, "message", "")
+    if not text and len(error.args) == 1:
+        text = error.args[0]
+    return text if isinstance(text, str) and text else str(error)

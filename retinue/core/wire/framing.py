@@ -47,7 +47,9 @@ def encode(message: Message, payload: bytes | bytearray | memoryview = b"") -> b
 class FrameDecoder:
     """Cuts a byte stream into (message, payload) pairs.
 
-    The payload is a `bytes` of its own, never a view: it may be kept.
+    The payload is a `bytes` of its own, never a view: it may be kept. An exception raised from outside at
+    any point (KeyboardInterrupt) finds it consistent: `feed` has taken all of the chunk or nothing of it, as
+    it stores only behind its last call, and signals are looked at after calls.
     """
 
     __slots__ = ("_chunks", "_data", "_missing", "_position")
@@ -55,23 +57,37 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._data = b""
         self._position = 0
-        self._chunks: list[bytes] = []  # of one long frame, joined once it is complete
-        self._missing = 0
+        self._chunks: tuple[bytes, ...] = ()  # of one long frame, joined once it is complete
+        self._missing = 0  # bytes of that frame that are still to come; 0 = not known
 
     def feed(self, chunk: bytes) -> None:
         """Take what the socket gave; the frames come out of `frames()`."""
-        if self._missing > 0:
-            self._chunks.append(chunk)
-            self._missing -= len(chunk)
-            if self._missing > 0:
-                return
-            self._data = b"".join((self._data[self._position :], *self._chunks))
-            self._chunks = []
-        elif self._position == len(self._data):
+        data, position = self._data, self._position
+        if self._missing <= 0:
+            if position != len(data):
+                chunk = data[position:] + chunk
             self._data = chunk
-        else:
-            self._data = self._data[self._position :] + chunk
-        self._position = 0
+            self._position = 0
+            return
+        missing = self._missing - len(chunk)
+        chunks = (*self._chunks, chunk)
+        if missing <= 0:
+            data = b"".join((data[position:], *chunks))
+            missing, chunks, position = 0, (), 0
+        self._data = data
+        self._position = position
+        self._chunks = chunks
+        self._missing = missing
+
+    def has_frame(self) -> bool:
+        """Whether `frames()` has something to say without more bytes: a handler was interrupted."""
+        end = len(self._data)
+        if end - self._position < 8 or self._missing > 0:
+            return False
+        size: int
+        size, header_size = _unpack_lengths(self._data, self._position)
+        is_whole = self._position + 4 + size <= end
+        return is_whole or size > MAX_ACCEPTED_BYTES or bool(header_size > size - 4)
 
     def frames(self) -> Iterator[tuple[Message, bytes]]:
         """The complete frames. A frame is taken off when the next one, or the end, is asked for.
@@ -87,7 +103,8 @@ class FrameDecoder:
             if size > MAX_ACCEPTED_BYTES or header_size > size - 4:
                 raise ProtocolError(f"frame of {size} bytes with a header of {header_size}: not our protocol")
             if stop > end:
-                self._missing = stop - end if not self._chunks else self._missing
+                if not self._chunks:
+                    self._missing = stop - end
                 break
             payload_start = position + 8 + header_size
             try:

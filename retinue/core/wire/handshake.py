@@ -80,7 +80,9 @@ class ClientHandshake:
         server_nonce = self._data[:NONCE_BYTES]
         proof = self._data[NONCE_BYTES : NONCE_BYTES + PROOF_BYTES]
         if not hmac.compare_digest(_proof(self._token, b"server", self._nonce, server_nonce), proof):
-            raise AuthenticationError("the server has another cluster token (see RETINUE_TOKEN, RETINUE_TOKEN_FILE)")
+            raise AuthenticationError(
+                "the server has another cluster token (see RETINUE_TOKEN, RETINUE_TOKEN_FILE)"
+            )
         self.is_done = True
         self.rest = self._data[NONCE_BYTES + PROOF_BYTES :]
         return _proof(self._token, b"client", self._nonce, server_nonce)

@@ -75,7 +75,7 @@ class WorkerStart(Struct, array_like=True):
 
 
 class Shape(Struct, array_like=True, frozen=True):
-    """What the tasks of one lease have in common: resources (CPU, GPU, memory, custom), environment, placement.
+    """What the tasks of one lease have in common: resources (CPU, GPU, memory, custom), where and in what.
 
     `strategy` is "" (default: pack, then spill), "SPREAD", or "node:<hex>[:soft]".
     """
@@ -217,7 +217,7 @@ class Query(Message, tag=6):
 
 
 class Define(Message, tag=10):
-    """A function or class definition (payload, part `index` of `total`), before the first call that needs it."""
+    """A function or class definition (payload, part `index` of `total`), before the first call of it."""
 
     key: bytes
     index: int = 0
@@ -359,7 +359,7 @@ class CancelObject(Message, tag=27):
     recursive: bool = True
 
 
-# --- agent: worker or driver -> its node agent ---------------------------------------------------------------
+# --- agent: worker or driver -> its node agent ----------------------------------------------------------
 
 
 class RegisterProcess(Message, tag=40):
@@ -731,7 +731,7 @@ class ClusterView(Message, tag=83):
 
 
 class RegisterJob(Message, tag=84):
-    """driver -> head; answered by JobAccepted. The job ends with the connection (after a grace for a new head)."""
+    """driver -> head; answered by JobAccepted. The job ends with the connection (and a grace)."""
 
     rid: int
     job: JobInfo
@@ -774,7 +774,7 @@ class ActorAnswer(Response, tag=89):
 
 
 class FindActor(Message, tag=90):
-    """By id, or by name and namespace; answered by ActorAnswer or Failure(ValueError). Subscribes the sender."""
+    """By id, or by name and namespace; answered by ActorAnswer or Failure(ValueError), and subscribed."""
 
     rid: int
     actor_id: bytes = b""
