@@ -251,13 +251,15 @@ class QueryRoom:
     # --- what only the processes know
 
     async def _task_list(self, arguments: Arguments) -> Any:
-        live = await self._ask_processes("tasks", arguments)
+        asked = await self._ask_processes("tasks", arguments)
+        live = [process["answer"] for process in asked if process["answer"] is not None]
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
         return {
-            "live": [task for answer in live for task in answer["answer"] or ()],
+            "live": [task for answer in live for task in answer["tasks"]],
             "finished": self.events.tasks(limit, wall_offset_s=_wall_offset_s()),
             "dropped": self.events.dropped,
-            "silent": [answer["pid"] for answer in live if answer["answer"] is None],
+            "omitted": sum(answer["omitted"] for answer in live),
+            "silent": [process["pid"] for process in asked if process["answer"] is None],
         }
 
     async def _stack(self, arguments: Arguments) -> Any:

@@ -20,7 +20,7 @@ import msgspec
 
 from retinue.core.node import zygote
 from retinue.core.node.zygote import (
-    IMPORT_VARIABLES,
+    THREAD_VARIABLES,
     Ended,
     Fork,
     Forked,
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # A child whose end is seen before its start: the zygote's report is still on its way.
 MAX_UNKNOWN_ENDS = 1024
 QUICK_DEATHS = 2
+_DEFAULT = WorkerEnv(b"")
 _EXEC_PREFIXES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_")
 
 OnForked = Callable[[int, int], None]  # start_token, pid
@@ -75,7 +76,7 @@ class Spawner:
         signal.signal(signal.SIGCHLD, lambda number, frame: loop.call_soon_threadsafe(self.reap))
         for process in self._zygotes.values():
             self._watch(process)
-        self._zygote(WorkerEnv(b""))
+        self._zygote(_DEFAULT)
         self.reap()  # what ended before anybody listened
 
     # --- starting
@@ -122,7 +123,7 @@ class Spawner:
                 [start.env.py_executable or sys.executable, "-P", "-c", code],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[fd, self._lifeline_fd],
-                env={**os.environ, **IMPORT_VARIABLES, **start.env.env_vars},
+                env={**dict.fromkeys(THREAD_VARIABLES, "1"), **os.environ, **start.env.env_vars},
                 cwd="/",
             )
         except OSError as error:
@@ -185,9 +186,9 @@ class Spawner:
         match report:
             case Ready():
                 process.is_ready = True
+                self._quick_deaths.pop(process.key, None)
             case Forked(start_token, pid):
                 process.forking.pop(start_token, None)
-                self._quick_deaths.pop(process.key, None)
                 self._forked(start_token, pid)
             case ForkFailed(start_token, reason):
                 process.forking.pop(start_token, None)
@@ -205,10 +206,13 @@ class Spawner:
         process.socket.close()
         kill_group(process.pid)
         logger.warning("the zygote %d ended; workers go on without it", process.pid)
-        self._quick_deaths[process.key] = self._quick_deaths.get(process.key, 0) + 1
+        if not process.is_ready:
+            self._quick_deaths[process.key] = self._quick_deaths.get(process.key, 0) + 1
         forking, process.forking = process.forking, {}
         for start in forking.values():
             self.start(start)
+        if process.key == key_of(_DEFAULT) and process.is_ready:
+            self._zygote(_DEFAULT)  # the next worker should not have to wait for it
 
     def _forked(self, start_token: int, pid: int) -> None:
         self._workers.add(pid)

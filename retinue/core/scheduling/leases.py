@@ -151,6 +151,7 @@ class Party(Struct, eq=False):
     active: int = 0  # leases, those waiting for their worker included, blocked ones not
     failures: int = 0
     infeasible: str = ""
+    full_view: int = -1  # in that view of the cluster no other node had room for it
     warn_at: float = 0.0
     reserve_from: float = 0.0
 
@@ -196,6 +197,7 @@ class LeaseTable:
         self._home = NodeView(node_id, resources.total, resources.free)
         self._others: dict[bytes, NodeView] = {}
         self._view_is_known = False
+        self._view = 0
         self._reserved: Party | None = None
         self._reserved_until = 0.0
 
@@ -416,6 +418,7 @@ class LeaseTable:
             node.node_id: node for node in nodes if node.node_id != self._node_id and node.is_alive
         }
         self._view_is_known = True
+        self._view += 1
         return self._serve(now)
 
     def tick(self, *, now: float) -> list[Decision]:
@@ -467,7 +470,7 @@ class LeaseTable:
         self, party: Party, out: list[Decision], redirects: dict[tuple[Party, bytes], int]
     ) -> bool:
         """One lease more for the party, here or elsewhere; False if that is impossible now."""
-        if not self._others or party.is_actor or party.hops >= MAX_HOPS:
+        if not self._others or party.is_actor or party.hops >= MAX_HOPS or party.full_view == self._view:
             return self._serve_here(party, out)
         if party.hops and self._serve_here(party, out):
             return True
@@ -484,6 +487,8 @@ class LeaseTable:
             self._cannot(party, choice, out)
         else:
             party.infeasible = ""
+            if party.strategy in ("", SPREAD):
+                party.full_view = self._view  # with ten thousand nodes, asking again costs 10 ms
         return False
 
     def _choose(self, party: Party, exclude: tuple[bytes, ...]) -> object:

@@ -154,3 +154,34 @@ def test_an_actor_that_dies_while_the_head_is_away_is_reported_to_the_next(
     os.kill(info.pid, signal.SIGKILL)
     wait_gone(info.pid)
     assert Owner(nodes, owner.driver).until(actor_id, "DEAD").death_cause
+
+
+class HasAChild:
+    def __init__(self) -> None:
+        import subprocess
+
+        self.child = subprocess.Popen(["sleep", "1000"])
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            found += [int(child) for child in file.read().split()]
+    return found
+
+
+def test_what_a_worker_has_started_ends_with_it(owner: Owner) -> None:
+    info = owner.until(owner.create(HasAChild), "ALIVE")
+    (child,) = _children(info.pid)
+    os.kill(info.pid, signal.SIGKILL)
+    wait_gone(child)
+
+
+def test_what_workers_have_started_ends_with_a_killed_agent(nodes: Nodes, owner: Owner) -> None:
+    info = owner.until(owner.create(HasAChild), "ALIVE")
+    (child,) = _children(info.pid)
+    zygotes = owner.driver.ask("node")["zygotes"]
+    nodes.cluster.agents[0].kill()
+    for pid in (info.pid, child, *zygotes):
+        wait_gone(pid)

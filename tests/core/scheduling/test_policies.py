@@ -103,3 +103,9 @@ def test_nodes_with_gpus_are_kept_for_those_who_need_them() -> None:
 def test_equal_remote_nodes_are_chosen_at_random() -> None:
     nodes = [node("a", {"CPU": 4}, {"CPU": 0}), *(node(name, {"CPU": 4}) for name in "bcdef")]
     assert len({choose({"CPU": 1}, nodes, seed=seed) for seed in range(50)}) == 5
+
+
+def test_ten_thousand_nodes_are_no_trouble() -> None:
+    nodes = [node(f"{i:05}", {"CPU": 64}, {"CPU": i % 64}) for i in range(10_000)]
+    for seed in range(10):
+        assert isinstance(choose({"CPU": 8}, nodes, local="00000", seed=seed), Fits)
