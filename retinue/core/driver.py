@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from retinue.core import current, session
+from retinue.core.client.describe import process_queries
 from retinue.core.client.runtime import Runtime
 from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
 from retinue.core.errors import NodeDiedError, RetinueSystemError, UnsupportedError
@@ -125,15 +126,7 @@ class Driver:
             self._close_runtime()
             raise
         runtime.head.on_connected.append(self._head_is_back)
-        from retinue.core.worker.main import describe_objects, describe_tasks, dump_stacks
-
-        runtime.ownership.queries.update(
-            {
-                "tasks": lambda _: describe_tasks(runtime),
-                "objects": lambda _: describe_objects(runtime),
-                "stack": lambda _: dump_stacks(),
-            }
-        )
+        runtime.ownership.queries.update(process_queries(runtime))
 
     def _register_job(self, namespace: str, runtime_env: Mapping[str, Any] | None) -> None:
         runtime = self.runtime

@@ -23,6 +23,7 @@ CALL_SITES_UNKNOWN = "disabled"
 _ACTOR_STATES = {"PENDING": "PENDING_CREATION"}
 # Ray's words for where a task is; what a process says otherwise is passed on.
 _RUNNING, _FINISHED, _FAILED = "RUNNING", "FINISHED", "FAILED"
+_NOTHING: dict[str, list[Any]] = {"objects": []}
 _SIZED = ("INLINE", "STORED", "ERROR")
 
 
@@ -292,7 +293,7 @@ def object_rows(answers: Iterable[NodeAnswer]) -> list[Row]:
         _object_row(answer, process, held)
         for answer in answers
         for process in answer.document
-        for held in process["answer"] or ()
+        for held in (process["answer"] or _NOTHING)["objects"]
     ]
     return sorted(rows, key=lambda row: -row["object_size"])
 

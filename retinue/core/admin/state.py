@@ -142,13 +142,21 @@ class StateReader:
             for answer in answers.answers
             for pid in answer.document["silent"]
         ]
+        missing += _omitted("unfinished tasks", sum(answer.document["omitted"] for answer in answers.answers))
         dropped = sum(answer.document["dropped"] for answer in answers.answers)
         notes = [f"{dropped} older finished tasks are not kept any more"] if dropped else []
         return Table(rows.task_rows(answers.answers), missing, notes)
 
     def _objects(self) -> Table:
         answers = self._asker.ask_nodes("references", {"limit": str(SOURCE_LIMIT)})
-        return Table(rows.object_rows(answers.answers), answers.missing + _silent(answers))
+        omitted = sum(
+            process["answer"]["omitted"]
+            for answer in answers.answers
+            for process in answer.document
+            if process["answer"] is not None
+        )
+        missing = answers.missing + _silent(answers) + _omitted("objects", omitted)
+        return Table(rows.object_rows(answers.answers), missing)
 
     def _cluster_events(self) -> Table:
         return Table(rows.event_rows(self._asker.ask_head(Query(0, "events"))))
@@ -161,6 +169,10 @@ def _silent(answers: Answers) -> list[str]:
         for process in answer.document
         if process["answer"] is None
     ]
+
+
+def _omitted(what: str, count: int) -> list[str]:
+    return [f"{count} more {what} are not told, being more than {SOURCE_LIMIT} of a process"] if count else []
 
 
 def _cut(resource: str, count: int) -> list[str]:

@@ -114,6 +114,9 @@ class ThreadedActorExecutor(SyncActorExecutor):
         }
         self._running_calls: dict[bytes, context.RunningCall] = {}
 
+    def running_calls(self) -> list[context.RunningCall]:
+        return list(self._running_calls.values())
+
     def execute(self, connection: Connection, call: Call, payload: bytes) -> None:
         group = call.options.concurrency_group if call.options is not None else ""
         pool = self._pools.get(group or DEFAULT_GROUP)
@@ -137,7 +140,7 @@ class ThreadedActorExecutor(SyncActorExecutor):
         ctx.task_id = task_id
         ctx.puts = 0
         failed = ""
-        running = self._running_calls[task_id] = self.runner.started(call)
+        running = self._running_calls[task_id] = self.runner.started(call, begin)
         context.running.set(running)
         try:
             value, new = self._call_threaded(connection, call, payload)

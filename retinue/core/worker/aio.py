@@ -69,6 +69,7 @@ class AsyncActorExecutor:
         self._connections: dict[int, Connection] = {}
         self._replies: dict[Connection, list[bytes]] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._running_calls: dict[bytes, context.RunningCall] = {}
         self._cancelled: dict[bytes, None] = {}
         self._credits: dict[bytes, int] = {}
         self._credit_waiters: dict[bytes, asyncio.Future[None]] = {}
@@ -101,6 +102,10 @@ class AsyncActorExecutor:
         self._stopping = reason
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._check_stop)
+
+    def running_calls(self) -> list[context.RunningCall]:
+        """For whoever asks what this process does; called on the I/O thread."""
+        return list(self._running_calls.values())
 
     def tick(self, now: float) -> float:
         self.runner.flush_events(now)
@@ -185,7 +190,7 @@ class AsyncActorExecutor:
         begin = time.monotonic()
         task_id = call.task_id
         runner = self.runner
-        running = runner.started(call)
+        running = self._running_calls[task_id] = runner.started(call, begin)
         context.running.set(running)
         failed = ""
         try:
@@ -213,6 +218,7 @@ class AsyncActorExecutor:
             self._send(connection, runner.error_reply(call, error))
         finally:
             del self._tasks[task_id]
+            del self._running_calls[task_id]
             runner.finished(task_id, running.name, begin, time.monotonic(), failed)
             group.running -= 1
             if group.waiting:

@@ -24,6 +24,7 @@ class RunningCall:
     attempt: int = 0
     is_cancelled: bool = False
     call: Call | None = None
+    started: float = 0.0  # monotonic
 
 
 @dataclass(slots=True)

@@ -7,19 +7,18 @@ was forked (`node.zygote`), how calls run.
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import io
 import logging
 import os
 import select
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 from typing import Any, NoReturn
 
 from retinue.core import current
+from retinue.core.client.describe import DEFAULT_LIMIT, describe_tasks, process_queries, running_task
 from retinue.core.client.runtime import Runtime
 from retinue.core.transport import endpoints
 from retinue.core.transport.threads import Connection, Watcher
@@ -74,13 +73,8 @@ class Worker:
         self.runtime.start()
         for sock in listeners:
             self.runtime.peers.listen(sock)
-        self.runtime.ownership.queries.update(
-            {
-                "tasks": self._describe_tasks,
-                "stack": lambda _: dump_stacks(),
-                "objects": lambda _: describe_objects(self.runtime),
-            }
-        )
+        queries = process_queries(self.runtime)
+        self.runtime.ownership.queries.update({**queries, "tasks": self._describe_tasks})
 
     def _use(self, executor: Any) -> None:
         self.executor = executor
@@ -97,7 +91,7 @@ class Worker:
         runtime.agent = agent
         runtime.tasks.use_agent(start.agent, agent)
         agent.send(Hello("agent", self.address, start.env.job_id))
-        runtime.io.watch_reads(agent)
+        runtime.io.watch(agent, add=select.EPOLLIN)
         request = RegisterProcess(0, self.address, os.getpid(), "worker", start.env.job_id, start.start_token)
         registered, _ = agent.call(request)
         runtime.head.address = registered.head
@@ -157,75 +151,23 @@ class Worker:
     def _agent_lost(self, connection: Connection) -> None:
         end_now()
 
-    def _describe_tasks(self, arguments: dict[str, str]) -> list[dict[str, Any]]:
-        return describe_tasks(self.runtime, getattr(self.executor, "running", None))
-
-
-def describe_tasks(runtime: Runtime, running: context.RunningCall | None = None) -> list[dict[str, Any]]:
-    """The calls that this process made and that are not answered, and the one that it runs."""
-    found = []
-    with runtime.lock:
-        tasks = {e.task.task_id: e.task for e in runtime.table.entries.values() if e.task is not None}
-    for task in tasks.values():
-        if task.is_done:
-            continue
-        name = task.options.name if task.options is not None and task.options.name else ""
-        found.append(
-            {
-                "task_id": task.task_id.hex(),
-                "name": name or (task.function.name if task.function is not None else task.method),
-                "state": "SUBMITTED_TO_WORKER"
-                if task.conn is not None
-                else ("PENDING_ARGS_AVAIL" if task.unready else "PENDING_NODE_ASSIGNMENT"),
-                "attempt_number": task.attempt,
-                "parent_task_id": task.parent.hex(),
-                "type": "NORMAL_TASK" if task.function is not None else "ACTOR_TASK",
-            }
-        )
-    if running is not None:
-        found.append(
-            {
-                "task_id": running.task_id.hex(),
-                "name": running.name,
-                "state": "RUNNING",
-                "attempt_number": running.attempt,
-                "worker_id": runtime.address.worker_id.hex(),
-                "pid": os.getpid(),
-            }
-        )
-    return found
-
-
-def describe_objects(runtime: Runtime) -> list[dict[str, Any]]:
-    """The objects in this process's table: who holds what."""
-    from retinue.core.ownership.table import STATE_NAMES
-
-    found = []
-    with runtime.lock:
-        for object_id, entry in runtime.table.entries.items():
-            found.append(
-                {
-                    "object_id": object_id.hex(),
-                    "state": STATE_NAMES[entry.state],
-                    "size": entry.size,
-                    "local_references": entry.refs,
-                    "uses": entry.uses,
-                    "borrowers": len(entry.borrowers or ()),
-                    "owned": entry.owner is None,
-                    "nodes": [n.hex() for n in entry.nodes],
-                    "pid": os.getpid(),
-                    "worker_id": runtime.address.worker_id.hex(),
-                }
+    def _describe_tasks(self, arguments: dict[str, str]) -> dict[str, Any]:
+        spec = self.facts.actor_spec
+        running = [
+            running_task(
+                self.runtime,
+                call.task_id,
+                call.name,
+                function=f"{spec.class_name}.{call.function_name}"
+                if spec is not None
+                else call.function_name,
+                attempt=call.attempt,
+                started=call.started,
+                actor_id=spec.actor_id if spec is not None else b"",
             )
-    return found
-
-
-def dump_stacks() -> str:
-    """What every thread of this process is doing now."""
-    with tempfile.TemporaryFile("w+") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        return file.read()
+            for call in self.executor.running_calls()
+        ]
+        return describe_tasks(self.runtime, running, limit=int(arguments.get("limit", DEFAULT_LIMIT)))
 
 
 def end_now() -> NoReturn:
@@ -238,7 +180,7 @@ def end_now() -> NoReturn:
 def watch_lifeline(runtime: Runtime, fd: int) -> None:
     """End with the agent: the lifeline's end of file means that it is gone."""
     watcher = Watcher(fd, end_now)
-    runtime.io.watch(watcher, select.EPOLLIN | select.EPOLLHUP)
+    runtime.io.watch(watcher, add=select.EPOLLIN | select.EPOLLHUP)
 
 
 def main(start: WorkerStart) -> NoReturn:

@@ -265,6 +265,11 @@ class CallRunner:
             spec = context.facts.actor_spec if context.facts is not None else None
             return f"{spec.class_name}.{call.method}" if spec is not None else call.method
         function = self._definitions.get(call.target)
+        if type(function) is bytes:
+            try:
+                function = self.function(call.target)
+            except Exception:  # noqa: BLE001 - it is raised again, as the call's own error, where it is called
+                function = None
         return getattr(function, "__qualname__", "") or "unknown"
 
     # --- borrowed references
@@ -279,11 +284,11 @@ class CallRunner:
 
     # --- events
 
-    def started(self, call: Call) -> RunningCall:
+    def started(self, call: Call, now: float = 0.0) -> RunningCall:
         name = self.name_of(call)
         attempt = call.options.attempt if call.options is not None else 0
         function_name = call.method or name
-        return RunningCall(call.task_id, name, function_name, attempt, False, call)
+        return RunningCall(call.task_id, name, function_name, attempt, False, call, now)
 
     def finished(self, task_id: bytes, name: str, started: float, ended: float, error: str) -> None:
         """Remember a finished call: 0.1 us; the ring is flushed every second, what it cannot hold is counted."""

@@ -105,6 +105,11 @@ class SyncExecutor(WaitHook):
         self._stopping = reason
         self.wake()
 
+    def running_calls(self) -> list[context.RunningCall]:
+        """For whoever asks what this process does."""
+        running = self.running
+        return [running] if running is not None else []
+
     def tick(self, now: float) -> float:
         """While user code runs: flush what is finished, hand back what waits behind a long task."""
         runner = self.runner
@@ -284,7 +289,7 @@ class SyncExecutor(WaitHook):
 
     def _call(self, connection: Connection, call: Call, payload: bytes) -> tuple[Any, list[bytes]]:
         """Run user code; its arguments are gone when this returns, unless user code kept them."""
-        running = self.running = self.runner.started(call)
+        running = self.running = self.runner.started(call, self._started_at)
         context.running.set(running)
         function = self.target(call)
         new: list[bytes] = []
