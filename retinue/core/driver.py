@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import select
 import os
 import sys
 import threading
@@ -156,7 +157,7 @@ class Driver:
         runtime.agent = connection
         runtime.tasks.use_agent(agent, connection)
         connection.send(Hello("agent", runtime.address, runtime.job_id))
-        runtime.io.watch_reads(connection)
+        runtime.io.watch(connection, add=select.EPOLLIN)
         request = RegisterProcess(
             0,
             runtime.address,

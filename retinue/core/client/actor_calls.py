@@ -240,7 +240,6 @@ class ActorCaller:
         )
 
     def _connection_lost(self, connection: Connection) -> None:
-        self._runtime.remove_direct(connection)
         queue: ActorQueue = connection.context
         with self._runtime.lock:
             if queue.conn is connection:

@@ -7,6 +7,7 @@ repeated: they name what they make). Calls that need the head wait for it; nothi
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
 from collections import deque
@@ -117,7 +118,7 @@ class HeadClient:
             if not self._is_closed:
                 self._io.call_later(RETRY_S, self._open)
             return
-        self._io.watch_reads(connection)
+        self._io.watch(connection, add=select.EPOLLIN)
         for function in self.on_connected:
             function(connection)
         with self._lock:

@@ -25,7 +25,7 @@ _MEAN_WEIGHT = 0.2
 class LeasedWorker:
     """A worker that is ours for now. `tasks` are in flight there, in the order they were sent."""
 
-    __slots__ = ("conn", "idle_since", "is_leaving", "is_paused", "lease_id", "tasks")
+    __slots__ = ("conn", "idle_since", "is_leaving", "is_paused", "is_taken", "lease_id", "tasks")
 
     def __init__(self, lease_id: int, conn: Any, now: float) -> None:
         self.lease_id = lease_id
@@ -33,6 +33,7 @@ class LeasedWorker:
         self.tasks: dict[bytes, TaskRecord] = {}
         self.is_leaving = False  # recalled, or not to be used again: gets no more tasks
         self.is_paused = False  # handed its queue back: gets no more until its running task is over
+        self.is_taken = False  # runs a task that may be long: nothing is put behind it
         self.idle_since = now
 
 
@@ -67,11 +68,12 @@ class ShapePool:
         worker.tasks[task.task_id] = task
         task.conn = worker.conn
         if len(worker.tasks) >= depth:
+            worker.is_taken = depth == 1
             self._open.pop(worker.lease_id, None)
 
     def refill(self, worker: LeasedWorker) -> list[TaskRecord]:
         """The tasks to send to a worker now, all in one go; empty while it is more than half full."""
-        if worker.is_leaving or worker.is_paused:
+        if worker.is_leaving or worker.is_paused or worker.is_taken:
             return []
         pending = self.pending
         held = len(worker.tasks)
@@ -82,22 +84,32 @@ class ShapePool:
         if held > depth // 2:
             return []
         tasks = []
-        while pending and held < depth:
-            task = pending[0]
-            if depth_of(task) < depth:
-                if held:
-                    break  # a long or unknown task goes where nothing waits
-                depth = 1
-            pending.popleft()
+        # A longer or unknown task goes where nothing waits.
+        while held < depth and pending and depth_of(pending[0]) >= depth:
+            task = pending.popleft()
             worker.tasks[task.task_id] = task
             task.conn = worker.conn
             tasks.append(task)
             held += 1
+        worker.is_taken = depth == 1
         if held < depth and not pending:
             self._open[worker.lease_id] = worker
         else:
             self._open.pop(worker.lease_id, None)
         return tasks
+
+    def feed(self) -> list[tuple[LeasedWorker, list[TaskRecord]]]:
+        """Tasks for workers that have none: to be asked for whenever tasks came back, and now and then.
+
+        A worker asks for more by answering; one that has nothing to answer would wait for ever.
+        """
+        if not self.pending:
+            return []
+        fed = []
+        for worker in self.workers.values():
+            if not worker.tasks and (tasks := self.refill(worker)):
+                fed.append((worker, tasks))
+        return fed
 
     def finished(self, worker: LeasedWorker, task_id: bytes, exec_us: int, now: float) -> TaskRecord | None:
         """A worker answered: its task, or None if it is not there any more. Refill follows."""
@@ -108,18 +120,35 @@ class ShapePool:
         mean = function.mean_us
         function.mean_us = exec_us if mean < 0 else mean + _MEAN_WEIGHT * (exec_us - mean)
         worker.is_paused = False
+        worker.is_taken = False
         if not worker.tasks:
             worker.idle_since = now
         return task
 
     def handed_back(self, worker: LeasedWorker, task_ids: list[bytes]) -> list[TaskRecord]:
-        """The worker will not start these; it gets nothing until what it runs is over."""
+        """The worker will not start these; it gets nothing until what it runs is over.
+
+        What it ran may be answered already: then it is free. `resubmit` and `feed` follow.
+        """
         tasks = [worker.tasks.pop(i) for i in task_ids if i in worker.tasks]
-        worker.is_paused = bool(worker.tasks)
-        self._open.pop(worker.lease_id, None)
         for task in tasks:
             task.conn = None
+        self._open.pop(worker.lease_id, None)
+        if worker.tasks:
+            worker.is_paused = True
+        else:
+            self._freed(worker)
         return tasks
+
+    def withdrawn(self, worker: LeasedWorker, task_id: bytes) -> None:
+        """A task that was assigned is not sent after all. `feed` follows."""
+        if worker.tasks.pop(task_id, None) is not None and not worker.tasks:
+            self._freed(worker)
+
+    def _freed(self, worker: LeasedWorker) -> None:
+        worker.is_paused = worker.is_taken = False
+        if not worker.is_leaving and worker.lease_id in self.workers:
+            self._open[worker.lease_id] = worker
 
     # --- leases
 
@@ -142,15 +171,23 @@ class ShapePool:
     def removed(self, lease_id: int) -> LeasedWorker | None:
         """The lease is over (returned or lost); the worker still has its unanswered tasks."""
         self._open.pop(lease_id, None)
-        return self.workers.pop(lease_id, None)
+        worker = self.workers.pop(lease_id, None)
+        if worker is not None:
+            worker.is_leaving = True  # an answer of its may still be on its way through another thread
+        return worker
 
     def returnable(self, now: float) -> list[LeasedWorker]:
-        """Workers to give back: recalled ones that are done, and those idle for a while."""
-        return [
-            w
-            for w in self.workers.values()
-            if not w.tasks and (w.is_leaving or (not self.pending and now - w.idle_since >= IDLE_LEASE_S))
+        """Workers to give back: recalled ones that are done, and those idle for a while.
+
+        They get no more tasks from here on, whichever thread submits one before `removed`.
+        """
+        found = [
+            w for w in self.workers.values() if not w.tasks and (w.is_leaving or now - w.idle_since >= IDLE_LEASE_S)
         ]
+        for worker in found:
+            worker.is_leaving = True
+            self._open.pop(worker.lease_id, None)
+        return found
 
     def demand(self) -> int | None:
         """How many workers to ask for, if the agent should hear a new number."""
@@ -177,6 +214,10 @@ class ShapePool:
             assert self.workers.get(lease_id) is worker and not worker.is_leaving and not worker.is_paused
         for worker in self.workers.values():
             assert len(worker.tasks) <= MAX_DEPTH
+            assert not worker.is_taken or len(worker.tasks) == 1
+            assert not worker.is_paused or worker.tasks
+            if not (worker.tasks or worker.is_leaving or self.pending):
+                assert worker.lease_id in self._open, "an idle worker that no task can find"
 
 
 def depth_of(task: TaskRecord) -> int:

@@ -49,7 +49,7 @@ class Peers:
     def listen(self, listener: socket.socket) -> None:
         watcher = Watcher(listener.fileno(), lambda: self._accept(listener))
         self._listeners.append((listener, watcher))
-        self._io.watch(watcher, select.EPOLLIN)
+        self._io.watch(watcher, add=select.EPOLLIN)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -89,7 +89,7 @@ class Peers:
     def _serve(self, sock: socket.socket, rest: bytes) -> None:
         connection = Connection(self._io, sock, self._first_message, self._accepted_lost)
         self._accepted.add(connection)
-        self._io.watch(connection, select.EPOLLIN)
+        self._io.watch(connection, add=select.EPOLLIN)
         if rest:
             connection.inbox.append(rest)
             connection.process()
@@ -99,7 +99,7 @@ class Peers:
             raise ConnectionError(f"expected Hello first, got {type(message).__name__}")
         connection.hello = message
         if message.kind == "calls" and self.adopt_calls is not None:
-            self._io.watch(connection, 0)
+            self._io.watch(connection, remove=select.EPOLLIN)
             self._accepted.discard(connection)
             self.adopt_calls(connection)
         else:
@@ -142,7 +142,7 @@ class Peers:
         if connection is not None:
             self._connections[address.worker_id] = connection
             connection.context = address.worker_id
-            self._io.watch_reads(connection)
+            self._io.watch(connection, add=select.EPOLLIN)
         for then in self._connecting.pop(address.worker_id, []):
             then(connection)
 

@@ -29,7 +29,12 @@ from retinue.core.client.ownership import OwnershipService
 from retinue.core.client.peers import Peers
 from retinue.core.client.store import StoreClient
 from retinue.core.client.submission import TaskSubmitter
-from retinue.core.errors import GetTimeoutError, ObjectLostError, TaskCancelledError
+from retinue.core.errors import (
+    GetTimeoutError,
+    ObjectFetchTimedOutError,
+    ObjectLostError,
+    TaskCancelledError,
+)
 from retinue.core.ids import IdFactory, put_id
 from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Entry, OwnershipTable
 from retinue.core.references import ObjectRef
@@ -95,7 +100,9 @@ class Runtime:
         self.tickers: list[Callable[[float], float]] = []
         self.agent: Connection | None = None
         self.is_stopping = False
+        self._pid = os.getpid()
         self.warned_blocking = False
+        self.callbacks = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="retinue-callbacks")
         self.gathering: deque[Connection] = deque()  # connections with calls that wait to be sent together
         self._busy_until = 0.0
         self._watch_until = 0.0
@@ -133,6 +140,7 @@ class Runtime:
         for connection in list(self.direct_by_fd.values()):
             connection.on_close = _ignore
             connection.lost()
+        self.callbacks.shutdown(wait=False, cancel_futures=True)
         self.store.close()
         self.direct.close()
         self.io.close()
@@ -142,16 +150,15 @@ class Runtime:
 
     def add_direct(self, connection: Connection) -> None:
         """A connection for calls: read by whoever waits, looked at by the I/O thread."""
+        connection.on_closing = self.remove_direct
         self.direct_by_fd[connection.fd] = connection
         self.direct.register(connection.fd, select.EPOLLIN)
 
     def remove_direct(self, connection: Connection) -> None:
+        """Before its descriptor is closed: a forked child of user code may keep it open, and readable."""
         if self.direct_by_fd.get(connection.fd) is connection:
             del self.direct_by_fd[connection.fd]
-            try:
-                self.direct.unregister(connection.fd)
-            except OSError:
-                pass  # closed already
+            self.direct.unregister(connection.fd)
 
     def submitted(self, connection: Connection | None) -> None:
         """Calls were sent or are pending: see that somebody reads the answers."""
@@ -172,7 +179,7 @@ class Runtime:
     def watch_for_a_while(self, connection: Connection) -> None:
         """Have the I/O thread itself read a call connection for the next second: for callbacks."""
         self._watched[connection.fd] = time.monotonic() + WATCH_S
-        self.io.watch_reads(connection)
+        self.io.watch(connection, add=select.EPOLLIN)
 
     # --- the I/O thread's tick
 
@@ -213,7 +220,7 @@ class Runtime:
                     self._watched[fd] = now + WATCH_S
                 else:
                     del self._watched[fd]
-                    self.io.watch(connection, connection.watched & ~select.EPOLLIN)
+                    self.io.watch(connection, remove=select.EPOLLIN)
 
     def drain_dropped(self) -> None:
         """Let go of the references that were garbage collected since the last time."""
@@ -303,18 +310,13 @@ class Runtime:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         entries = self.table.entries
         values = []
-        waited = False
-        try:
-            for ref in refs:
-                entry = entries.get(ref._id)
-                if entry is None:
-                    entry = self._missing(ref)
-                if entry.state == PENDING:
-                    waited = self._await_entry(ref._id, entry, deadline, waited, len(refs))
-                values.append(self._value_of(ref._id, entry, deadline))
-        finally:
-            if waited and self.context.hook is not None:
-                self.context.hook.unblocked()
+        for ref in refs:
+            entry = entries.get(ref._id)
+            if entry is None:
+                entry = self._missing(ref)
+            if entry.state == PENDING:
+                self._await_entry(ref._id, entry, deadline, len(refs))
+            values.append(self._value_of(ref._id, entry, deadline))
         return values
 
     def _missing(self, ref: ObjectRef[Any]) -> Entry:
@@ -332,10 +334,10 @@ class Runtime:
             if state == STORED:
                 try:
                     view = self.store.read(object_id, entry, deadline)
+                except ObjectFetchTimedOutError:
+                    raise  # slow is not lost
                 except ObjectLostError as error:
                     self.ownership.recover(object_id, error)
-                    if entry.state == PENDING:
-                        self._await_entry(object_id, entry, deadline, False, 1)
                     continue
                 return self.ownership.load(object_id, entry, view)
             if state in (ERROR, LOST):
@@ -343,14 +345,12 @@ class Runtime:
                 raise deserialize(entry.blob)
             if state == ACTOR:
                 raise TypeError("an actor handle is not an object")
-            self._await_entry(object_id, entry, deadline, False, 1)
+            self._await_entry(object_id, entry, deadline, 1)
 
     # --- waiting
 
-    def _await_entry(
-        self, object_id: bytes, entry: Entry, deadline: float | None, announced: bool, total: int
-    ) -> bool:
-        """Wait until the entry is not pending. Returns whether the wait was announced to the hook.
+    def _await_entry(self, object_id: bytes, entry: Entry, deadline: float | None, total: int) -> None:
+        """Wait until the entry is not pending.
 
         The waiting thread reads the connection that the answer will come on, if nobody else does.
         """
@@ -358,62 +358,53 @@ class Runtime:
             self.ownership.locate(object_id, entry)
         if self.gathering:
             self.send_gathered()
-        hook = self.context.hook
         self._check_not_on_loop()
-        started = time.monotonic() if hook is not None else 0.0
-        while entry.state == PENDING:
-            if self.is_stopping:
-                raise ConnectionError("retinue was shut down while waiting for an object")
-            limit = threads.RECHECK_S
-            if deadline is not None:
-                limit = deadline - time.monotonic()
+        wait = Wait(self.context.hook, deadline)
+        try:
+            while entry.state == PENDING:
+                if self.is_stopping:
+                    raise ConnectionError("retinue was shut down while waiting for an object")
+                limit = wait.limit()
                 if limit <= 0:
-                    raise GetTimeoutError(
-                        f"object {object_id.hex()} was not there in time ({total} asked for)"
-                    )
-                limit = min(limit, threads.RECHECK_S)
-            if hook is not None and not announced:
-                if time.monotonic() - started < SHORT_WAIT_S:
-                    limit = SHORT_WAIT_S
-                else:
-                    hook.blocked()
-                    announced = True
-            task = entry.task
-            connection: Connection | None = task.conn if task is not None else None
-            if connection is not None and connection.read_lock.acquire(blocking=False):
-                try:
-                    if entry.state == PENDING and not connection.is_closed and task.conn is connection:
-                        if limit >= threads.RECHECK_S:
-                            connection.receive(wait=True)
-                        elif connection.wait_readable(limit):
-                            connection.receive(wait=False)
-                finally:
-                    connection.read_lock.release()
-                    while connection.sleepers:
-                        # Somebody else waits for an answer on this connection: he reads now.
-                        connection.sleepers.popleft()()
-                        break
-            else:
-                self._sleep(entry, connection, limit)
-        return announced
+                    raise GetTimeoutError(f"object {object_id.hex()} was not there in time ({total} asked for)")
+                task = entry.task
+                connection: Connection | None = task.conn if task is not None else None
+                if connection is None or connection.is_closed or not connection.read_for(
+                    lambda: entry.state == PENDING, limit
+                ):
+                    self._sleep(entry, connection, limit)
+        finally:
+            wait.over()
 
     def _sleep(self, entry: Entry, connection: Connection | None, limit_s: float) -> None:
         wake = Wake()
-        if entry.waiters is None:
-            entry.waiters = []
-        waiters = entry.waiters
-        waiters.append(wake)
+        if not self._add_waiter(entry, wake):
+            return
         if connection is not None:
             connection.sleepers.append(wake)
         self.io.wake_if_sleeping()
-        if entry.state == PENDING:
-            wake.lock.acquire(timeout=limit_s)
-        for queue in (waiters, connection.sleepers if connection is not None else None):
-            if queue is not None:
-                try:
-                    queue.remove(wake)
-                except ValueError:
-                    pass  # taken by whoever woke us
+        wake.lock.acquire(timeout=limit_s)
+        self._remove_waiter(entry, wake)
+        if connection is not None:
+            try:
+                connection.sleepers.remove(wake)
+            except ValueError:
+                pass  # taken by whoever woke us
+
+    def _add_waiter(self, entry: Entry, wake: Callable[[], None]) -> bool:
+        """Have `wake` called once the entry is not pending; False if it is not pending now."""
+        with self.lock:
+            if entry.state != PENDING:
+                return False
+            if entry.waiters is None:
+                entry.waiters = []
+            entry.waiters.append(wake)
+        return True
+
+    def _remove_waiter(self, entry: Entry, wake: Callable[[], None]) -> None:
+        with self.lock:
+            if entry.waiters is not None and wake in entry.waiters:
+                entry.waiters.remove(wake)
 
     def _check_not_on_loop(self) -> None:
         if self.warned_blocking:
@@ -473,56 +464,39 @@ class Runtime:
         self._check_not_on_loop()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         countdown = Countdown(count)
+        waiting = []
         for object_id, entry in pending:
             if entry.owner is not None:
                 self.ownership.locate(object_id, entry)
-            if entry.waiters is None:
-                entry.waiters = []
-            entry.waiters.append(countdown)
-            if entry.state != PENDING:
+            if self._add_waiter(entry, countdown):
+                waiting.append(entry)
+            else:
                 countdown()
-        hook = self.context.hook
-        announced = False
-        started = time.monotonic()
+        wait = Wait(self.context.hook, deadline)
         try:
-            while countdown.left > 0:
-                now = time.monotonic()
-                if deadline is not None and now >= deadline:
+            while countdown.left > 0 and not self.is_stopping:
+                limit = wait.limit()
+                if limit <= 0:
                     break
-                limit = threads.RECHECK_S if deadline is None else min(deadline - now, threads.RECHECK_S)
-                if hook is not None and not announced:
-                    if now - started < SHORT_WAIT_S:
-                        limit = min(limit, SHORT_WAIT_S)
-                    else:
-                        hook.blocked()
-                        announced = True
                 self._wait_once(pending, countdown, limit)
         finally:
-            for _, entry in pending:
-                waiters = entry.waiters
-                if waiters is not None:
-                    try:
-                        waiters.remove(countdown)
-                    except ValueError:
-                        pass  # it became ready
-            if announced and hook is not None:
-                hook.unblocked()
+            with self.lock:
+                for entry in waiting:
+                    if entry.waiters is not None and countdown in entry.waiters:
+                        entry.waiters.remove(countdown)
+            wait.over()
 
     def _wait_once(self, pending: list[tuple[bytes, Entry]], countdown: Countdown, limit_s: float) -> None:
         """Read the one connection that all answers come on, or let the I/O thread read them."""
-        connections = {e.task.conn for _, e in pending if e.state == PENDING and e.task is not None}
-        connections.discard(None)
+        left = [e.task.conn if e.task is not None else None for _, e in pending if e.state == PENDING]
+        connections = set(left)
         if len(connections) == 1:
-            (connection,) = connections
-            if connection.read_lock.acquire(blocking=False):
-                try:
-                    if countdown.left > 0 and not connection.is_closed and connection.wait_readable(limit_s):
-                        connection.receive(wait=False)
-                finally:
-                    connection.read_lock.release()
+            (only,) = connections
+            if only is not None and not only.is_closed and only.read_for(lambda: countdown.left > 0, limit_s):
                 return
         for connection in connections:
-            self.watch_for_a_while(connection)
+            if connection is not None:
+                self.watch_for_a_while(connection)
         self.watch_new_connections()
         self.io.wake_if_sleeping()
         countdown.lock.acquire(timeout=limit_s)
@@ -541,12 +515,8 @@ class Runtime:
         if entry is None or entry.state != PENDING:
             function()
             return
-        once = Once(function)
-        if entry.waiters is None:
-            entry.waiters = []
-        entry.waiters.append(once)
-        if entry.state != PENDING:
-            once()
+        if not self._add_waiter(entry, Once(function)):
+            function()
             return
         if entry.owner is not None:
             self.ownership.locate(object_id, entry)
@@ -565,11 +535,8 @@ class Runtime:
                 future.set_result(value)
 
         def ready() -> None:
-            entry = self.table.entries.get(ref._id)
-            if entry is not None and entry.state == STORED:
-                threading.Thread(target=fetch, name="retinue-fetch", daemon=True).start()
-            else:
-                fetch()
+            # Never on the thread that reads: the user's callbacks may wait for other answers.
+            self.callbacks.submit(fetch)
 
         self._read_eagerly(ref)
         self.when_ready(ref._id, ready)
@@ -595,6 +562,8 @@ class Runtime:
                 return
             try:
                 value = self.get([ref], None)[0]
+            except StopIteration as error:
+                future.set_exception(RuntimeError(f"the task raised {error!r}"))  # asyncio refuses that one
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -671,7 +640,33 @@ class Runtime:
     def is_alive(self) -> bool:
         return not self.is_stopping and os.getpid() == self._pid
 
-    _pid = os.getpid()
+
+class Wait:
+    """One wait: how long each step may take, and telling the hook once when it is not a short one."""
+
+    __slots__ = ("_announced", "_deadline", "_hook", "_started")
+
+    def __init__(self, hook: WaitHook | None, deadline: float | None) -> None:
+        self._hook = hook
+        self._deadline = deadline
+        self._announced = False
+        self._started = time.monotonic() if hook is not None else 0.0
+
+    def limit(self) -> float:
+        """Seconds until the waiter should look again; 0 or less at the deadline."""
+        limit = threads.RECHECK_S
+        if self._deadline is not None:
+            limit = min(limit, self._deadline - time.monotonic())
+        if self._hook is not None and not self._announced:
+            if time.monotonic() - self._started < SHORT_WAIT_S:
+                return min(limit, SHORT_WAIT_S)
+            self._announced = True
+            self._hook.blocked()
+        return limit
+
+    def over(self) -> None:
+        if self._announced and self._hook is not None:
+            self._hook.unblocked()
 
 
 class Wake:
@@ -691,7 +686,10 @@ class Wake:
 
 
 class Countdown:
-    """Wakes one sleeping thread when it was called often enough."""
+    """Wakes one sleeping thread when it was called often enough; called by one thread after another.
+
+    `left -= 1` is one step under the GIL: no call and no jump lies within it.
+    """
 
     __slots__ = ("left", "lock")
 

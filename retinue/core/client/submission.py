@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -438,7 +439,7 @@ class TaskSubmitter:
                 return  # that node is gone: the next tick asks our own agent again
             connection.context = node_id
             new = self._agents[node_id] = Agent(message.node, connection)
-            self._runtime.io.watch_reads(connection)
+            self._runtime.io.watch(connection, add=select.EPOLLIN)
             connection.process()
             self._demand(new, pool, message.count, 1)
 
@@ -609,7 +610,6 @@ class TaskSubmitter:
     # --- workers that die
 
     def _call_connection_lost(self, connection: Connection) -> None:
-        self._runtime.remove_direct(connection)
         lease: Lease | None = connection.context
         if lease is None:
             return

@@ -67,11 +67,13 @@ class Connection:
         "gathered",
         "hello",
         "inbox",
+        "interrupted",
         "io",
         "is_closed",
         "known",
         "loop",
         "on_close",
+        "on_closing",
         "on_message",
         "out",
         "read_lock",
@@ -89,6 +91,7 @@ class Connection:
         self.fd = sock.fileno()
         self.on_message = on_message
         self.on_close = on_close
+        self.on_closing: OnClose = _nothing  # while the descriptor is still open: leave other epolls
         self.decoder = FrameDecoder()
         self.inbox: deque[bytes] = deque()
         self.out: deque[bytes] = deque()
@@ -97,6 +100,7 @@ class Connection:
         self.send_lock = threading.Lock()
         self.sleepers: deque[Callable[[], None]] = deque()  # would-be readers while another one reads
         self.is_closed = False
+        self.interrupted = False
         self.hello: Hello | None = None
         self.context: Any = None
         self.known: set[bytes] = set()  # definitions that the other side has
@@ -152,21 +156,22 @@ class Connection:
             self.out.append(frame)
             return
         try:
-            sent = self.sock.send(frame, _SEND_FLAGS)
-        except BlockingIOError:
-            sent = 0
+            try:
+                sent = self.sock.send(frame, _SEND_FLAGS)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(frame):
+                self.out.append(frame[sent:] if sent else frame)
+                self.io.watch(self, add=select.EPOLLOUT)
         except OSError:
             return  # whoever reads next sees the end
         except BaseException:
             # Interrupted by a signal's exception, maybe half-way: nobody knows what was sent.
             self.sock.shutdown(socket.SHUT_RDWR)
             raise
-        if sent < len(frame):
-            self.out.append(frame[sent:] if sent else frame)
-            self.io.watch(self, self.watched | select.EPOLLOUT)
 
-    def flush(self) -> bool:
-        """Write what waits, gathered; True when nothing is left. For the I/O thread."""
+    def flush(self) -> None:
+        """Write what waits, gathered. For the I/O thread."""
         with self.send_lock:
             while self.out:
                 size = 0
@@ -182,11 +187,12 @@ class Connection:
                     sent = 0
                 except OSError:
                     self.out.clear()
-                    return True
+                    break
                 if sent < len(data):
                     self.out.appendleft(data[sent:])
-                    return False
-            return True
+                    return
+            # Under the lock: a sender that fills `out` again asks for the event again.
+            self.io.watch(self, remove=select.EPOLLOUT)
 
     # --- reading, by whoever holds read_lock
 
@@ -199,11 +205,40 @@ class Connection:
         try:
             self.inbox.extend(map(self.sock.recv, _SIZES, _WAIT if wait else _NO_WAIT))
         except BlockingIOError:
-            return False
+            if not self.interrupted:
+                return False
         except OSError:
             self.inbox.append(b"")
         self.process()
         return True
+
+    def read_for(self, is_wanted: Callable[[], bool], limit_s: float) -> bool:
+        """Read it once, for up to `limit_s`, unless somebody else does (then False).
+
+        For a thread that waits for an answer on it; `is_wanted` is asked once it is ours.
+        """
+        is_ours = False
+        try:
+            is_ours = self.read_lock.acquire(blocking=False)
+            if not is_ours:
+                return False
+            if not self.is_closed and is_wanted():
+                if limit_s >= RECHECK_S:
+                    self.receive(wait=True)
+                elif self.wait_readable(limit_s):
+                    self.receive(wait=False)
+            return True
+        finally:
+            if is_ours:
+                self.read_lock.release()
+                self._promote()
+
+    def _promote(self) -> None:
+        """Somebody else waits for an answer on this connection: he reads now."""
+        try:
+            self.sleepers.popleft()()
+        except IndexError:
+            pass  # nobody
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Whether there is something to read within `timeout_s`."""
@@ -214,29 +249,36 @@ class Connection:
 
     def process(self) -> None:
         """Handle what is in the inbox. An error in a handler ends the connection, never the thread."""
-        decoder = self.decoder
         inbox = self.inbox
+        # Set while frames may be left over: an interrupt in here leaves it set, for the next reader.
+        was_interrupted, self.interrupted = self.interrupted, True
         try:
+            if was_interrupted:
+                self._handle_frames()
             while inbox:
                 chunk = inbox[0]
                 if not chunk:
                     self.lost()
                     return
-                decoder.feed(chunk)
+                self.decoder.feed(chunk)
                 inbox.popleft()
-                for message, payload in decoder.frames():
-                    if isinstance(message, Response):
-                        callback = self._waiting.pop(message.rid, None)  # type: ignore[attr-defined]
-                        if callback is not None:
-                            callback(message, payload)
-                    else:
-                        self.on_message(self, message, payload)
+                self._handle_frames()
+            self.interrupted = False
         except ProtocolError as error:
             logger.warning("closing a connection: %s", error)
             self.lost()
         except Exception:
             logger.exception("closing a connection: its message could not be handled")
             self.lost()
+
+    def _handle_frames(self) -> None:
+        for message, payload in self.decoder.frames():
+            if isinstance(message, Response):
+                callback = self._waiting.pop(message.rid, None)  # type: ignore[attr-defined]
+                if callback is not None:
+                    callback(message, payload)
+            else:
+                self.on_message(self, message, payload)
 
     def try_receive(self) -> None:
         """Read if nobody else does; for the I/O thread and event loops."""
@@ -265,10 +307,14 @@ class Connection:
         If the connection ends first it gets a Failure of kind ConnectionError.
         """
         rid = message.rid = next(self._next_rid)
-        self._waiting[rid] = on_response
-        self.send(message, payload)
-        if self.is_closed and self._waiting.pop(rid, None) is not None:
+        with self.send_lock:
+            is_closed = self.is_closed
+            if not is_closed:
+                self._waiting[rid] = on_response
+        if is_closed:
             on_response(Failure(rid, "ConnectionError", "the connection is closed"), b"")
+        else:
+            self.send(message, payload)
 
     def call(
         self, message: Any, payload: bytes = b"", *, timeout_s: float | None = None
@@ -303,15 +349,20 @@ class Connection:
             if self.is_closed:
                 return
             self.is_closed = True
+            waiting, self._waiting = self._waiting, {}
         self.io.forget(self)
+        self.on_closing(self)
         if self.loop is None or self.loop.is_closed():
             self.sock.close()
         else:
             # libuv aborts the process when a descriptor that it watches is closed.
-            self.loop.call_soon_threadsafe(self._leave_loop)
-        waiting, self._waiting = self._waiting, {}
+            try:
+                self.loop.call_soon_threadsafe(self._leave_loop)
+            except RuntimeError:
+                self.sock.close()  # the loop has closed meanwhile
         for rid, callback in waiting.items():
-            callback(Failure(rid, "ConnectionError", "the connection was lost"), b"")
+            failure = Failure(rid, "ConnectionError", "the connection was lost")
+            self.io.guard(lambda callback=callback, failure=failure: callback(failure, b""))  # type: ignore[misc]
         self.on_close(self)
 
     def _leave_loop(self) -> None:
@@ -329,10 +380,14 @@ class Connection:
     # --- epoll, called by the I/O thread
 
     def on_events(self, mask: int) -> None:
-        if mask & select.EPOLLOUT and self.flush():
-            self.io.watch(self, self.watched & ~select.EPOLLOUT)
+        if mask & select.EPOLLOUT:
+            self.flush()
         if mask & _READABLE:
             self.try_receive()
+
+
+def _nothing(connection: Connection) -> None:
+    """No other epoll knows it."""
 
 
 class Watcher:
@@ -408,9 +463,10 @@ class IoThread:
         if threading.current_thread() is not self.thread:
             self.wake()
 
-    def watch(self, handler: Connection | Watcher, mask: int) -> None:
-        """Watch a descriptor under `mask`; 0 stops."""
+    def watch(self, handler: Connection | Watcher, *, add: int = 0, remove: int = 0) -> None:
+        """Change the events that a descriptor is watched for; watching ends with the last."""
         with self._lock:
+            mask = (handler.watched | add) & ~remove
             if handler.is_closed or handler.watched == mask:
                 return
             if handler.watched == 0:
@@ -422,9 +478,6 @@ class IoThread:
             else:
                 self._epoll.modify(handler.fd, mask)
             handler.watched = mask
-
-    def watch_reads(self, handler: Connection | Watcher) -> None:
-        self.watch(handler, handler.watched | select.EPOLLIN)
 
     def forget(self, handler: Connection | Watcher) -> None:
         with self._lock:
@@ -443,6 +496,7 @@ class IoThread:
     def _run(self) -> None:
         interval = 0.0
         while not self._stopping:
+            # Said before looking: whoever comes after this look wakes us.
             self.is_sleeping = interval > LOOK_INTERVAL_S
             if self._is_poked or self._posted or (self._timers and self._timers[0][0] <= time.monotonic()):
                 interval = 0.0
@@ -457,7 +511,7 @@ class IoThread:
                     continue
                 handler = self._handlers.get(fd)
                 if handler is not None:
-                    self._guard(lambda handler=handler, mask=mask: handler.on_events(mask))  # type: ignore[misc]
+                    self.guard(lambda handler=handler, mask=mask: handler.on_events(mask))  # type: ignore[misc]
             self.is_sleeping = False
             self._run_due()
             self._is_poked = False
@@ -469,14 +523,14 @@ class IoThread:
 
     def _run_due(self) -> None:
         for _ in range(len(self._posted)):
-            self._guard(self._posted.popleft())
+            self.guard(self._posted.popleft())
         while self._timers and self._timers[0][0] <= time.monotonic():
             with self._lock:
                 _, _, function = heapq.heappop(self._timers)
-            self._guard(function)
+            self.guard(function)
 
     @staticmethod
-    def _guard(function: Callable[[], None]) -> None:
+    def guard(function: Callable[[], None]) -> None:
         try:
             function()
         except Exception:
