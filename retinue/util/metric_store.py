@@ -14,15 +14,12 @@ import os
 from threading import Lock, get_ident
 from typing import Any, Literal
 
+from retinue.core.metric_text import Sample
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["counter", "gauge", "histogram"]
 Key = tuple[tuple[str, str], ...]
-Sample = dict[str, Any]
-"""name, kind, description, tags, and `value`, or (of a histogram) boundaries, counts, sum.
-
-`counts` has one entry more than `boundaries` and is not cumulative.
-"""
 
 # What a tag with unbounded values (a user id, say) may cost: about 200 B a series and thread.
 MAX_SERIES_PER_METRIC = 10_000

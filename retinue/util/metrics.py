@@ -2,7 +2,7 @@
 
 Lives here: the metric classes that applications use, and `snapshot`, `merge` and `render_prometheus`, with
 which whoever serves a metrics page puts the processes' values together. The values themselves are in
-`metric_store`, the text form in `metric_text`.
+`metric_store`, the text form in `core.metric_text`.
 Does not: send, scrape, or serve anything.
 """
 
@@ -14,8 +14,8 @@ from bisect import bisect_left
 from threading import get_ident
 from typing import Any, ClassVar
 
-from retinue.util.metric_store import REGISTRY, Key, Kind, Registry, Sample, Series
-from retinue.util.metric_text import merge, render_prometheus
+from retinue.core.metric_text import Sample, merge, render_prometheus
+from retinue.util.metric_store import REGISTRY, Key, Kind, Registry, Series
 
 __all__ = ["Counter", "Gauge", "Histogram", "Sample", "merge", "render_prometheus", "snapshot"]
 

@@ -42,6 +42,8 @@ class TaskEventRing:
 
     def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
         self.dropped = 0
+        self.finished = 0  # in all, as `failed`
+        self.failed = 0
         self._max_bytes = max_bytes
         self._bytes = 0
         self._batches: deque[tuple[bytes, int, bytes, bytes]] = deque()
@@ -121,6 +123,8 @@ class QueryRoom:
         actor = self._actors.actor_of(process.worker_id)
         actor_id = actor.spec.actor_id if actor is not None else b""
         self.events.add(process.worker_id, process.pid, message.dropped, payload, actor_id=actor_id)
+        self.events.finished += message.finished
+        self.events.failed += message.failed
 
     def close(self) -> None:
         for task in self._tasks:
@@ -162,6 +166,8 @@ class QueryRoom:
                 "objects": len(books),
                 **{name: getattr(counters, name) for name in counters.__slots__},
             },
+            "tasks_finished": self.events.finished,
+            "tasks_failed": self.events.failed,
             "task_events_dropped": self.events.dropped,
             "actors": sum(actor.process is not None for actor in self._actors),
             "workers": sum(process.kind == WORKER for process in self._processes),

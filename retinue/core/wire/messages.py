@@ -586,9 +586,14 @@ class ExitWorker(Message, tag=63):
 
 
 class TaskEvents(Message, tag=64):
-    """Finished tasks of a process (payload: msgpack list, see `core.events`) and how many were dropped."""
+    """Finished tasks of a process since the last time: how many, and (payload, a msgpack list) which.
+
+    `dropped` of them are not in the payload. `failed` of them raised.
+    """
 
     dropped: int = 0
+    finished: int = 0
+    failed: int = 0
 
 
 class MetricsReport(Message, tag=65):

@@ -76,6 +76,7 @@ class CallRunner:
         self.dropped_events = 0
         self._last_flush = 0.0
         self.finished_calls = 0
+        self._failed_calls = 0  # since the last flush
 
     # --- definitions
 
@@ -293,6 +294,8 @@ class CallRunner:
     def finished(self, task_id: bytes, name: str, started: float, ended: float, error: str) -> None:
         """Remember a finished call: 0.1 us; the ring is flushed every second, what it cannot hold is counted."""
         self.finished_calls += 1
+        if error:
+            self._failed_calls += 1
         if len(self.events) >= EVENT_RING:
             self.dropped_events += 1
             return
@@ -307,7 +310,8 @@ class CallRunner:
             return
         events = [self.events.popleft() for _ in range(len(self.events))]
         dropped, self.dropped_events = self.dropped_events, 0
-        agent.send(TaskEvents(dropped), msgspec.msgpack.encode(events))
+        failed, self._failed_calls = self._failed_calls, 0
+        agent.send(TaskEvents(dropped, len(events) + dropped, failed), msgspec.msgpack.encode(events))
 
 
 def is_generator(value: Any) -> bool:

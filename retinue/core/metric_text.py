@@ -9,8 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from retinue.util.metric_store import Sample
+Sample = dict[str, Any]
+"""name, kind, description, tags, and `value`, or (of a histogram) boundaries, counts, sum.
+
+`counts` has one entry more than `boundaries` and is not cumulative.
+"""
 
 Labels = Mapping[str, str]
 

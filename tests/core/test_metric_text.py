@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinue.util.metrics import merge, render_prometheus
+from retinue.core.metric_text import merge, render_prometheus
 
 parser = pytest.importorskip("prometheus_client.parser")
 
