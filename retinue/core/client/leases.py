@@ -105,11 +105,8 @@ class ShapePool:
         """
         if not self.pending:
             return []
-        fed = []
-        for worker in self.workers.values():
-            if not worker.tasks and (tasks := self.refill(worker)):
-                fed.append((worker, tasks))
-        return fed
+        idle = (w for w in self.workers.values() if not w.tasks)
+        return [(worker, tasks) for worker in idle if (tasks := self.refill(worker))]
 
     def finished(self, worker: LeasedWorker, task_id: bytes, exec_us: int, now: float) -> TaskRecord | None:
         """A worker answered: its task, or None if it is not there any more. Refill follows."""
@@ -182,7 +179,9 @@ class ShapePool:
         They get no more tasks from here on, whichever thread submits one before `removed`.
         """
         found = [
-            w for w in self.workers.values() if not w.tasks and (w.is_leaving or now - w.idle_since >= IDLE_LEASE_S)
+            w
+            for w in self.workers.values()
+            if not w.tasks and (w.is_leaving or now - w.idle_since >= IDLE_LEASE_S)
         ]
         for worker in found:
             worker.is_leaving = True
@@ -211,7 +210,8 @@ class ShapePool:
 
     def check_invariants(self) -> None:
         for lease_id, worker in self._open.items():
-            assert self.workers.get(lease_id) is worker and not worker.is_leaving and not worker.is_paused
+            assert self.workers.get(lease_id) is worker
+            assert not (worker.is_leaving or worker.is_paused)
         for worker in self.workers.values():
             assert len(worker.tasks) <= MAX_DEPTH
             assert not worker.is_taken or len(worker.tasks) == 1
