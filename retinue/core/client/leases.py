@@ -211,7 +211,8 @@ class ShapePool:
     def check_invariants(self) -> None:
         for lease_id, worker in self._open.items():
             assert self.workers.get(lease_id) is worker
-            assert not (worker.is_leaving or worker.is_paused)
+            assert not worker.is_leaving
+            assert not worker.is_paused
         for worker in self.workers.values():
             assert len(worker.tasks) <= MAX_DEPTH
             assert not worker.is_taken or len(worker.tasks) == 1
