@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from retinue.core.config import AgentConfig
@@ -140,8 +140,8 @@ class Agent:
 
         self._timers[name] = self._loop.call_later(interval_s, again)
 
-    async def stop(self) -> None:
-        """End every process of the node, then the rest. Nothing of the node is left but its log."""
+    async def stop(self, *, keep: Collection[int] = ()) -> None:
+        """End every process of the node but those to `keep`, then the rest. Nothing is left but its log."""
         for timer in self._timers.values():
             timer.cancel()
         for server in self._servers:
@@ -151,7 +151,7 @@ class Agent:
         self.leasing.close()
         self.actors.close()
         self.queries.close()
-        self.spawner.close()
+        self.spawner.close(keep=keep)
         await self.pulling.close()
         if self._cluster_task is not None:
             self._cluster_task.cancel()
@@ -270,7 +270,7 @@ class Agent:
     def _process_dead(self, process: Process, death: m.DeathInfo) -> None:
         self.store.died(process.worker_id)
         self.actors.process_died(process, death)
-        self.leasing.process_died(process, death.describe())
+        self.leasing.process_died(process, death)
         self.cluster.tell_head(m.OwnerGone(process.worker_id))
         if process.kind == DRIVER:
             self._wants_logs.get(process.job_id, set()).discard(process)

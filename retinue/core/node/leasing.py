@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from retinue.core.scheduling.policies import NodeView
 from retinue.core.transport.loop import LoopConnection
 from retinue.core.wire.messages import (
     Address,
+    DeathInfo,
     LeaseDemand,
     LeaseGrant,
     LeaseLost,
@@ -112,10 +114,13 @@ class Leasing:
         self._carry_out_pool(decisions)
         return True
 
-    def process_died(self, process: Process, reason: str) -> None:
+    def process_died(self, process: Process, death: DeathInfo) -> None:
         """Its leases as a client, its lease as a worker, its place in the pool."""
         now = self._loop.time()
-        self._carry_out_pool(self.pool.died(process.worker_id, reason, now=now))
+        was_killed = death.signal == signal.SIGKILL
+        self._carry_out_pool(
+            self.pool.died(process.worker_id, death.describe(), now=now, was_killed=was_killed)
+        )
         self._carry_out(self.table.worker_died(process.worker_id, now=now))
         self.client_gone(process.worker_id)
 

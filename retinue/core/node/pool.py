@@ -21,6 +21,8 @@ from retinue.core.wire.messages import WorkerEnv
 EXTRA_IDLE_S = 2.0
 IDLE_S = 300.0
 START_TIMEOUT_S = 60.0
+# Somebody else's SIGKILL says nothing about the environment; this many in a row say that it is hopeless.
+MAX_KILLED_STARTS = 20
 
 STARTING, IDLE, LEASED, ENDING = "starting", "idle", "leased", "ending"
 
@@ -71,6 +73,7 @@ class Kind(Struct, eq=False):
     needs: deque[int] = field(default_factory=deque)
     starting: int = 0
     ahead: int = 0  # how many of those that start, or are to start, no lease needs yet
+    killed_starts: int = 0  # in a row
 
 
 class WorkerPool:
@@ -131,10 +134,11 @@ class WorkerPool:
         if worker is None or worker.state != STARTING:
             return None
         self._started(worker)
+        worker.kind.killed_starts = 0
         return [*self._ready(worker, now), *self._start_more(now)]
 
-    def died(self, worker_id: bytes, reason: str, *, now: float) -> list[Decision]:
-        """The process is gone, or could not be started."""
+    def died(self, worker_id: bytes, reason: str, *, now: float, was_killed: bool = False) -> list[Decision]:
+        """The process is gone, or could not be started. `was_killed`: by SIGKILL, from outside."""
         worker = self._workers.pop(worker_id, None)
         if worker is None:
             return []
@@ -145,7 +149,9 @@ class WorkerPool:
         elif worker.state == STARTING:
             self._started(worker)
             kind.ahead = min(kind.ahead, kind.starting)
-            if len(kind.needs) > kind.starting:
+            kind.killed_starts = kind.killed_starts + 1 if was_killed else 0
+            is_hopeless = not was_killed or kind.killed_starts >= MAX_KILLED_STARTS
+            if is_hopeless and len(kind.needs) > kind.starting:
                 out.append(Fail(kind.needs.popleft(), reason))
         self._forget_if_unused(kind)
         return out + self._start_more(now)

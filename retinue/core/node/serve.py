@@ -52,7 +52,7 @@ async def _serve(config: AgentConfig, lifeline_fd: int, workers_fd: int, first_z
         if head is not None and supervisor is not None:
             supervisor.cancel()
             head.stop()
-        await agent.stop()
+        await agent.stop(keep=[head.pid] if head is not None else [])
         if head is not None:
             await loop.run_in_executor(None, head.wait)
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -266,28 +266,49 @@ class Spawner:
     def zygote_pids(self) -> list[int]:
         return [process.pid for process in self._zygotes.values()]
 
-    def close(self) -> None:
-        """Kill every child and wait for all of them: SIGKILL leaves nothing to wait long for."""
+    def close(self, *, keep: Collection[int] = ()) -> None:
+        """Kill every child, what they have started, and orphans that fell to us, and wait for all of them.
+
+        `keep` are children that somebody else ends (the head).
+        """
         assert self._loop is not None
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in self._zygotes.values():
             self._loop.remove_reader(process.socket.fileno())
             self._loop.remove_writer(process.socket.fileno())
             process.socket.close()
-            kill_group(process.pid)
             process.process.returncode = 0
-        for pid in self._workers:
-            kill_group(pid)
-        known = self._workers | {process.pid for process in self._zygotes.values()}
         self._zygotes.clear()
-        while known:
-            try:
-                pid, _ = os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
-            known.discard(pid)
+        # What a dying child had started in a session of its own falls to us: look again until none is left.
+        while children := _children_of(os.getpid()) - set(keep):
+            for pid in children:
+                kill_group(pid)
+                _kill(pid)
+            for pid in children:
+                os.waitpid(pid, 0)
 
 
 def must_exec(env: WorkerEnv) -> bool:
     """A forked process cannot have these: they are read when an interpreter starts."""
     return bool(env.py_executable) or any(name.startswith(_EXEC_PREFIXES) for name in env.env_vars)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _children_of(parent: int) -> set[int]:
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.add(int(name))
+    return found

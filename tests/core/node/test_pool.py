@@ -10,6 +10,7 @@ from retinue.core.node.pool import (
     IDLE,
     IDLE_S,
     LEASED,
+    MAX_KILLED_STARTS,
     START_TIMEOUT_S,
     STARTING,
     End,
@@ -82,6 +83,15 @@ def test_a_worker_that_dies_while_it_starts_fails_a_lease_only_if_no_other_start
     pool.drop(2)
     assert pool.died(b"w1", "exit 1", now=0.0) == []
     assert pool.died(b"w2", "exit 1", now=0.0) == [Fail(1, "exit 1")]
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced_until_that_is_hopeless(pool: WorkerPool) -> None:
+    decisions = pool.need(1, ENV, now=0.0)
+    for _ in range(MAX_KILLED_STARTS):
+        (start,) = decisions
+        assert isinstance(start, Start)
+        decisions = pool.died(start.worker_id, "killed", now=0.0, was_killed=True)
+    assert decisions == [Fail(1, "killed")]
 
 
 def test_workers_started_ahead_wait_for_their_first_lease(pool: WorkerPool) -> None:
