@@ -24,6 +24,7 @@ from retinue.core.client.runtime import Runtime
 from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
 from retinue.core.errors import NodeDiedError, RetinueSystemError, UnsupportedError
 from retinue.core.log_output import LogPrinter
+from retinue.core.node_watch import log_tail
 from retinue.core.runtime_env import driver_env, validated
 from retinue.core.transport import endpoints
 from retinue.core.transport.threads import Connection
@@ -402,10 +403,13 @@ def join(cluster: LocalCluster, *, owns: bool = True, **common: Any) -> Driver:
             cluster=cluster if owns else None,
             **common,
         )
-    except BaseException:
+    except BaseException as error:
+        agent = cluster.agents[0] if cluster.agents else None
+        if isinstance(error, OSError) and agent is not None and agent.wait(1.0) is not None:
+            error = RetinueSystemError(f"the node agent did not start{log_tail(agent.config.log_path)}")
         if owns:
             cluster.shutdown()
-        raise
+        raise error
 
 
 def use(driver: Driver) -> RetinueContext:

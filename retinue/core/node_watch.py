@@ -58,7 +58,7 @@ class NodeWatch:
         try:
             self.wait_until(lambda nodes: _is_alive(nodes, node_id), timeout_s=timeout_s, agent=agent)
         except (TimeoutError, RetinueSystemError) as error:
-            log = _log_tail(agent.config.log_path)
+            log = log_tail(agent.config.log_path)
             raise RetinueSystemError(f"the node did not start: {error}{log}") from error
 
     def _connected(self, deadline: float) -> BlockingClient:
@@ -113,7 +113,7 @@ def _is_alive(nodes: dict[bytes, NodeInfo], node_id: bytes) -> bool:
     return node_id in nodes and nodes[node_id].alive
 
 
-def _log_tail(path: str) -> str:
+def log_tail(path: str) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from msgspec import structs
+
 from retinue.core.client.tasks import TaskRecord
-from retinue.core.wire.messages import ActorInfo, Address, DeathInfo
+from retinue.core.wire.messages import ActorInfo, Address, CallOptions, DeathInfo
 
 CONNECTING, ALIVE, RESTARTING, DEAD = "CONNECTING", "ALIVE", "RESTARTING", "DEAD"
 
@@ -51,7 +53,7 @@ class ActorQueue:
 
     def submit(self, task: TaskRecord) -> bool:
         """A call was made: True if it is to be sent now."""
-        if self.conn is not None and not self.waiting and not task.unready:
+        if self.conn is not None and not task.unready and (self.out_of_order or not self.waiting):
             self._send(task)
             return True
         self.waiting.append(task)
@@ -105,6 +107,8 @@ class ActorQueue:
         self.conn = conn
         self.state = ALIVE
         self.incarnation = incarnation
+        self.death = None
+        self.death_cause = ""
         self._next_seq = 0
 
     def disconnected(self) -> None:
@@ -121,20 +125,19 @@ class ActorQueue:
     def update(self, info: ActorInfo, error_blob: bytes) -> tuple[bool, list[TaskRecord]]:
         """The head's word. Returns whether to connect to `address` now, and the calls that failed.
 
-        Orphans are repeated, in order and before all others, while their `max_task_retries` last.
+        Orphans are repeated, in order and before all others, while their `max_task_retries` last. Where the
+        actor lives on and only the connection broke, nobody knows what became of them: the same goes.
         """
-        if info.incarnation < self.incarnation and info.state != DEAD:
-            return False, []  # an older incarnation's news
-        if info.state == "ALIVE":
+        if self.state == DEAD or (info.incarnation < self.incarnation and info.state != DEAD):
+            return False, []  # death is final; or an older incarnation's news
+        if info.state == ALIVE:
             if self.conn is not None and info.incarnation == self.incarnation:
                 return False, []
             self.address = info.address
-            failed = self._settle_orphans() if info.incarnation != self.incarnation else []
             if self.conn is not None:  # the old incarnation's connection has not broken yet
                 self.disconnected()
-                failed = self._settle_orphans()
             self.state = CONNECTING
-            return True, failed
+            return True, self._settle_orphans()
         self.death = info.death
         self.death_cause = info.death_cause
         if info.state == RESTARTING:
@@ -161,6 +164,7 @@ class ActorQueue:
             if task.retries_left != 0 and not task.is_cancelled:
                 task.retries_left -= 1 if task.retries_left > 0 else 0
                 task.attempt += 1
+                task.options = structs.replace(task.options or CallOptions(), attempt=task.attempt)
                 again.append(task)
             else:
                 failed.append(task)
@@ -172,7 +176,11 @@ class ActorQueue:
         """Why it is dead or away, for an error's message."""
         if self.death_cause:
             return self.death_cause
-        return self.death.describe() if self.death is not None else "no cause is known"
+        if self.death is not None:
+            return self.death.describe()
+        if self.state == CONNECTING:
+            return "the connection to it broke, and with it the answer"
+        return "no cause is known"
 
     def check_invariants(self) -> None:
         assert self.conn is not None or not self.in_flight

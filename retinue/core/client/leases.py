@@ -204,6 +204,14 @@ class ShapePool:
         pending = len(self.pending)
         return pending > 0 and (self._asked == 0 or pending >= 2 * self._asked * depth_of(self.pending[0]))
 
+    def has_asked(self) -> bool:
+        """Whether the agent owes us workers, as far as it knows."""
+        return self._asked > 0
+
+    def is_busy(self) -> bool:
+        """Whether any task waits or is in flight."""
+        return bool(self.pending) or any(w.tasks for w in list(self.workers.values()))
+
     def forget_demand(self) -> None:
         """The agent does not know our demand any more (refused, or a new connection)."""
         self._asked = 0

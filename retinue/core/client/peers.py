@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from retinue.core.errors import AuthenticationError
 from retinue.core.transport import endpoints
 from retinue.core.transport.threads import Connection, Watcher
+from retinue.core.wire.failures import to_failure
 from retinue.core.wire.handshake import HANDSHAKE_TIMEOUT_S, ServerHandshake
 from retinue.core.wire.messages import Address, Failure, Hello
 
@@ -42,6 +43,7 @@ class Peers:
         self._connections: dict[bytes, Connection] = {}  # outgoing, by worker id
         self._accepted: set[Connection] = set()
         self._connecting: dict[bytes, list[Callable[[Connection | None], None]]] = {}
+        self._lock = threading.Lock()
         self._listeners: list[tuple[socket.socket, Watcher]] = []
 
     # --- accepting
@@ -59,6 +61,7 @@ class Peers:
                 return
             except OSError as error:
                 logger.warning("could not accept a connection: %s", error)
+                self._pause(listener)
                 return
             if sock.family == socket.AF_UNIX:
                 self._serve(sock, b"")
@@ -67,6 +70,12 @@ class Peers:
                 threading.Thread(
                     target=self._prove, args=(sock,), name="retinue-handshake", daemon=True
                 ).start()
+
+    def _pause(self, listener: socket.socket) -> None:
+        """Out of descriptors, probably: the event would come again at once, and for ever."""
+        watcher = next(w for sock, w in self._listeners if sock is listener)
+        self._io.watch(watcher, remove=select.EPOLLIN)
+        self._io.call_later(0.1, lambda: self._io.watch(watcher, add=select.EPOLLIN))
 
     def _prove(self, sock: socket.socket) -> None:
         handshake = ServerHandshake(self._runtime.token)
@@ -92,7 +101,8 @@ class Peers:
         self._io.watch(connection, add=select.EPOLLIN)
         if rest:
             connection.inbox.append(rest)
-            connection.process()
+            with connection.read_lock:  # the Hello in it may hand the connection to another reader
+                connection.process()
 
     def _first_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         if type(message) is not Hello:
@@ -117,16 +127,19 @@ class Peers:
 
         Any thread; `then` may run at once, or later on the I/O thread.
         """
-        existing = self._connections.get(address.worker_id)
-        if existing is not None and not existing.is_closed:
+        with self._lock:
+            existing = self._connections.get(address.worker_id)
+            is_open = existing is not None and not existing.is_closed
+            if not is_open:
+                waiting = self._connecting.get(address.worker_id)
+                if waiting is not None:
+                    waiting.append(then)
+                    return
+                self._connecting[address.worker_id] = [then]
+        if is_open:
             then(existing)
-            return
-        waiting = self._connecting.get(address.worker_id)
-        if waiting is not None:
-            waiting.append(then)
-            return
-        self._connecting[address.worker_id] = [then]
-        self._io.post(lambda: self._open(address))
+        else:
+            self._io.post(lambda: self._open(address))
 
     def _open(self, address: Address) -> None:
         open_connection(
@@ -139,15 +152,20 @@ class Peers:
         )
 
     def _opened(self, address: Address, connection: Connection | None) -> None:
+        with self._lock:
+            if connection is not None:
+                self._connections[address.worker_id] = connection
+                connection.context = address.worker_id
+            waiting = self._connecting.pop(address.worker_id, [])
         if connection is not None:
-            self._connections[address.worker_id] = connection
-            connection.context = address.worker_id
             self._io.watch(connection, add=select.EPOLLIN)
-        for then in self._connecting.pop(address.worker_id, []):
-            then(connection)
+        for then in waiting:
+            self._io.guard(lambda then=then: then(connection))  # type: ignore[misc]
 
     def _outgoing_lost(self, connection: Connection) -> None:
-        self._connections.pop(connection.context, None)
+        with self._lock:
+            if self._connections.get(connection.context) is connection:
+                del self._connections[connection.context]
         self._runtime.process_gone(connection.context)
 
     def send(self, address: Address, message: Any, payload: bytes = b"") -> None:
@@ -175,7 +193,14 @@ class Peers:
         handler = self.handlers.get(type(message))
         if handler is None:
             raise ConnectionError(f"no handler for {type(message).__name__} on a peer connection")
-        handler(connection, message, payload)
+        try:
+            handler(connection, message, payload)
+        except Exception as error:
+            # The connection must live: its end would mean to the other side that this process is dead.
+            logger.exception("could not handle %s", type(message).__name__)
+            rid = getattr(message, "rid", 0)
+            if rid:
+                connection.send(to_failure(rid, error))
 
     def close(self) -> None:
         """Stop listening and close every connection; on the I/O thread's end."""

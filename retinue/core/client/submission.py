@@ -6,6 +6,7 @@ agents, replies of tasks, retries. Does not: actors' order (`actor_calls`), the 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import select
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INLINE_ARGS_LIMIT_BYTES = 100 * 1024
-MAX_HOPS = 4
+# How long after a call connection broke the agent may take to say how the worker died.
+LEASE_LOST_GRACE_S = 1.0
 
 
 class ArgSlot:
@@ -121,8 +123,6 @@ class TaskSubmitter:
         self._connections: dict[bytes, Connection] = {}  # to workers, by worker id
         self._agents: dict[bytes, Agent] = {}  # remote ones, by node id
         self._local: Agent | None = None
-        self._unsettled: dict[tuple[bytes, int], LeasedWorker] = {}
-        self._redirected: dict[tuple[int, bytes], int] = {}
 
     # --- arguments
 
@@ -153,7 +153,12 @@ class TaskSubmitter:
         blob = b""
         if serialized.size > INLINE_ARGS_LIMIT_BYTES:
             object_id = runtime.next_put_id()
-            runtime.put_stored(object_id, serialized, None, refs=0)
+            try:
+                runtime.put_stored(object_id, serialized, None, refs=0)
+            except BaseException:
+                with runtime.lock:
+                    runtime.table.unuse_all(deps)
+                raise
             with runtime.lock:
                 runtime.table.use(object_id)
             deps.append(object_id)
@@ -186,18 +191,22 @@ class TaskSubmitter:
                 node = entry.nodes[0] if entry.nodes else b""
                 owner = entry.owner or runtime.address
                 found.append(Dependency(None, StoredObject(object_id, owner, node, entry.size)))
-            else:
-                assert entry.blob is not None
+            elif entry.blob is not None:
                 raise DependencyFailed(entry.blob)
+            else:
+                raise DependencyPending
         return found
 
-    def await_dependencies(self, task: TaskRecord, then: Callable[[TaskRecord], None]) -> None:
-        """Count the slots that are pending; `then(task)` once none is. For a task that has slots."""
+    def await_dependencies(self, task: TaskRecord, then: Callable[[TaskRecord], None]) -> bool:
+        """Whether slots are pending: then `then(task)` follows, once, when none is any more.
+
+        `then` runs on any thread, maybe before this returns.
+        """
         runtime = self._runtime
         pending = [i for i in task.slots if runtime.table.entries[i].state == PENDING]
-        task.unready = len(pending)
         if not pending:
-            return
+            return False
+        task.unready = len(pending)
         remaining = itertools.count(len(pending) - 1, -1)
 
         def ready() -> None:
@@ -207,6 +216,7 @@ class TaskSubmitter:
 
         for object_id in pending:
             runtime.when_ready(object_id, ready)
+        return True
 
     # --- submitting
 
@@ -223,11 +233,8 @@ class TaskSubmitter:
 
     def submit(self, task: TaskRecord) -> None:
         """A new task, whose entries are in the table already."""
-        if task.slots:
-            self.await_dependencies(task, self._ready)
-            if task.unready:
-                return
-        self._ready(task)
+        if not task.slots or not self.await_dependencies(task, self._ready):
+            self._ready(task)
 
     def _ready(self, task: TaskRecord) -> None:
         runtime = self._runtime
@@ -240,18 +247,20 @@ class TaskSubmitter:
                 dependencies = self.dependencies(task)
             except DependencyFailed as error:
                 failed = error
+            except DependencyPending:
+                runtime.io.post(lambda: self.submit(task))
+                return
             else:
                 worker = pool.submit(task)
                 if worker is not None:
                     self._send(worker, [task], dependencies, is_busy=len(worker.tasks) > 1)
                     runtime.submitted(worker.conn)
                     return
-                ask = pool.demand_grew()
+                if pool.demand_grew():
+                    self._send_demand(pool)
         if failed is not None:
             self._finish_with_blob(task, failed.blob)
             return
-        if ask:
-            self._send_demand(pool)
         runtime.submitted(None)
 
     def _send(
@@ -274,10 +283,10 @@ class TaskSubmitter:
             if task.slots and dependencies is None:
                 try:
                     found = self.dependencies(task)
-                except DependencyFailed as error:  # lost since it was ready
+                except (DependencyFailed, DependencyPending):  # lost since it was ready
+                    task.conn = None
                     worker.tasks.pop(task.task_id, None)
-                    blob = error.blob
-                    self._runtime.io.post(lambda task=task, blob=blob: self._finish_with_blob(task, blob))  # type: ignore[misc]
+                    self._runtime.io.post(functools.partial(self._submit_again, worker, task))
                     continue
             else:
                 found = dependencies
@@ -287,6 +296,18 @@ class TaskSubmitter:
         elif frames:
             connection.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
 
+    def _submit_again(self, worker: LeasedWorker, task: TaskRecord) -> None:
+        with self._runtime.lock:
+            task.pool.withdrawn(worker, task.task_id)
+            self._feed(task.pool)
+        self.submit(task)
+
+    def _feed(self, pool: ShapePool) -> None:
+        """Tasks came back: give them to workers that have none, and ask for more. With the lock."""
+        for worker, tasks in pool.feed():
+            self._send(worker, tasks)
+        self._send_demand(pool)
+
     # --- leases
 
     def use_agent(self, address: Address, connection: Connection) -> None:
@@ -294,10 +315,18 @@ class TaskSubmitter:
         self._local = Agent(address, connection)
 
     def _send_demand(self, pool: ShapePool) -> None:
-        with self._runtime.lock:
-            wanted = pool.demand()
-        if wanted is not None and self._local is not None and self._local.connection is not None:
-            self._demand(self._local, pool, wanted, 0)
+        """Tell the agent a changed need. With the lock: what was decided last must be sent last."""
+        local = self._local
+        if local is None or local.connection is None:
+            return
+        wanted = pool.demand()
+        if wanted is None:
+            return
+        self._demand(local, pool, wanted, 0)
+        if wanted == 0:
+            for agent in self._agents.values():  # what we were redirected for is not needed any more
+                if pool.shape_id in agent.known_shapes and agent.connection is not None:
+                    self._demand(agent, pool, 0, 1)
 
     def _demand(self, agent: Agent, pool: ShapePool, wanted: int, hops: int) -> None:
         assert agent.connection is not None
@@ -361,7 +390,7 @@ class TaskSubmitter:
             if agent is not None:
                 agent.send(LeaseReturn(grant.lease_id, reusable=False))
             return
-        if grant.worker.worker_id not in self._connections:
+        if self._connections.get(grant.worker.worker_id) is not connection:
             self._connections[grant.worker.worker_id] = connection
             runtime.add_direct(connection)
         connection.send(LeaseBegin(grant.lease_id, self._shapes[pool.shape_id].resources, grant.instances))
@@ -392,7 +421,7 @@ class TaskSubmitter:
         if done:
             self._return(pool, worker)
 
-    def _return(self, pool: ShapePool, worker: LeasedWorker, *, reusable: bool = True) -> None:
+    def _return(self, pool: ShapePool, worker: LeasedWorker) -> None:
         lease: Lease = worker.conn.context
         with self._runtime.lock:
             if pool.removed(worker.lease_id) is None:
@@ -400,13 +429,14 @@ class TaskSubmitter:
         self._leases.pop((lease.agent, lease.lease_id), None)
         agent = self._agent_of(lease.agent)
         if agent is not None:
-            agent.send(LeaseReturn(lease.lease_id, reusable))
+            agent.send(LeaseReturn(lease.lease_id, lease.is_reusable))
 
     def return_idle_leases(self, now: float) -> None:
-        for pool in self._pools.values():
+        for pool in list(self._pools.values()):
             if not pool.workers:
                 continue
             with self._runtime.lock:
+                self._feed(pool)
                 idle = pool.returnable(now)
             for worker in idle:
                 self._return(pool, worker)
@@ -416,13 +446,14 @@ class TaskSubmitter:
 
     def is_busy(self) -> bool:
         """Whether any task waits or is in flight."""
-        return any(p.pending or any(w.tasks for w in p.workers.values()) for p in self._pools.values())
+        return any(p.is_busy() for p in list(self._pools.values()))
 
     def tick(self, now: float) -> None:
         """Tell the agent where the need for workers has changed."""
-        for pool in self._pools.values():
-            if pool.pending or pool._asked:
-                self._send_demand(pool)
+        for pool in list(self._pools.values()):
+            if pool.pending or pool.has_asked():
+                with self._runtime.lock:
+                    self._send_demand(pool)
 
     def _redirect(self, message: LeaseRedirect) -> None:
         pool = self._pools[message.shape_id]
@@ -462,6 +493,9 @@ class TaskSubmitter:
         pool = self._pools[message.shape_id]
         error = to_exception(Failure(0, message.kind, message.message))
         with self._runtime.lock:
+            for agent in (self._local, *self._agents.values()):
+                if agent is not None:
+                    agent.known_shapes.discard(message.shape_id)
             pool.forget_demand()
             tasks = list(pool.pending)
             pool.pending.clear()
@@ -496,21 +530,23 @@ class TaskSubmitter:
                 handed = lease.pool.handed_back(lease.worker, message.task_ids)
                 cancelled = [t for t in handed if t.is_cancelled]
                 lease.pool.resubmit([t for t in handed if not t.is_cancelled])
+                self._feed(lease.pool)
+                leaving = lease.worker.is_leaving and not lease.worker.tasks
             for task in cancelled:
-                self._finish_with_blob(
-                    task, serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
-                )
-            self._send_demand(lease.pool)
+                self.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
+            if leaving:
+                self._return(lease.pool, lease.worker)
         elif kind is StreamItem:
             runtime.ownership.stream_item(
                 lease.worker.tasks.get(message.task_id), message, payload, connection
             )
         elif kind is WorkerExit:
             with runtime.lock:
+                lease.is_reusable = False
                 lease.pool.recalled(lease.worker.lease_id)
                 done = not lease.worker.tasks
             if done:
-                self._return(lease.pool, lease.worker, reusable=False)
+                self._return(lease.pool, lease.worker)
 
     def complete(self, task: TaskRecord, reply: Reply, payload: bytes) -> list[Callable[[], None]]:
         """Resolve a call's returns. With the lock; returns the waiters to wake."""
@@ -574,18 +610,26 @@ class TaskSubmitter:
         wanted = task.retry_exceptions
         if not wanted or task.retries_left == 0 or task.is_cancelled:
             return False
-        if wanted is not True:
-            error = deserialize(blob)
-            cause = error.cause if isinstance(error, RetinueTaskError) else error
-            if not isinstance(cause, wanted):
-                return False
+        if wanted is not True and not self._is_instance(blob, wanted):
+            return False
         self._count_attempt(task)
         if task.function is None:
             task.pool.retry(task)
             self._runtime.io.post(lambda: self._runtime.actors.drain(task.pool))
         else:
             task.pool.resubmit([task])
+            self._feed(task.pool)
         return True
+
+    def _is_instance(self, blob: bytes, wanted: tuple[type[BaseException], ...]) -> bool:
+        """Unpickling may import, make references, take the lock: all of it the user's code, so without it."""
+        self._runtime.lock.release()
+        try:
+            error = deserialize(blob)
+            cause = error.cause if isinstance(error, RetinueTaskError) else error
+            return isinstance(cause, wanted)
+        finally:
+            self._runtime.lock.acquire()
 
     @staticmethod
     def _count_attempt(task: TaskRecord) -> None:
@@ -613,14 +657,31 @@ class TaskSubmitter:
         lease: Lease | None = connection.context
         if lease is None:
             return
-        self._connections.pop(lease.address.worker_id, None)
+        if self._connections.get(lease.address.worker_id) is connection:
+            del self._connections[lease.address.worker_id]
         with self._runtime.lock:
             # The agent says how it died (LeaseLost); until then nothing is decided about its tasks.
             lease.pool.recalled(lease.worker.lease_id)
+        self._runtime.io.call_later(LEASE_LOST_GRACE_S, lambda: self._broken(lease))
+
+    def _broken(self, lease: Lease) -> None:
+        """Nobody said that the worker died: it lives, and only the connection to it broke."""
+        if (lease.agent, lease.lease_id) not in self._leases or self._runtime.is_stopping:
+            return
+        agent = self._agent_of(lease.agent)
+        if agent is not None:
+            agent.send(LeaseReturn(lease.lease_id, reusable=False))
+        death = DeathInfo(worker_id=lease.address.worker_id, reason="the connection to it broke")
+        self._lease_lost(lease.agent, lease.lease_id, death)
 
     def _lease_lost(self, agent: bytes, lease_id: int, death: DeathInfo, *, node_died: bool = False) -> None:
         found = self._leases.pop((agent, lease_id), None)
         if found is None:
+            # A grant that never reached us: the agent counts it as served, so ask anew.
+            with self._runtime.lock:
+                for pool in self._pools.values():
+                    pool.forget_demand()
+                    self._send_demand(pool)
             return
         pool, worker = found
         connection: Connection = worker.conn
@@ -637,20 +698,18 @@ class TaskSubmitter:
                 task.conn = None
                 if task.is_cancelled:
                     failed.append(task)
-                elif index > 0 and task.retries_left != 0:
+                elif not lease_of(connection).is_reusable or (index > 0 and task.retries_left != 0):
                     again.append(task)  # not started: costs no retry
-                elif task.retries_left != 0 and not death.intended:
+                elif task.retries_left != 0:
                     self._count_attempt(task)
-                    again.append(task)
-                elif death.intended and task.retries_left != 0:
                     again.append(task)
                 else:
                     failed.append(task)
             worker.tasks.clear()
             pool.resubmit(again)
+            self._feed(pool)
         for task in failed:
             self.fail(task, self._death_error(task, death, node_died=node_died))
-        self._send_demand(pool)
         self._runtime.submitted(None)
 
     def _death_error(self, task: TaskRecord, death: DeathInfo, *, node_died: bool) -> RetinueError:
@@ -700,7 +759,7 @@ class TaskSubmitter:
 class Lease:
     """What a call connection is used for now."""
 
-    __slots__ = ("address", "agent", "lease_id", "pool", "worker")
+    __slots__ = ("address", "agent", "is_reusable", "lease_id", "pool", "worker")
 
     def __init__(
         self, pool: ShapePool, worker: LeasedWorker, agent: bytes, lease_id: int, address: Address
@@ -710,9 +769,19 @@ class Lease:
         self.agent = agent  # node id of a remote agent, b"" for our own
         self.lease_id = lease_id
         self.address = address
+        self.is_reusable = True  # False once the worker has said that it leaves
 
     def is_busy(self) -> bool:
         return bool(self.worker.tasks)
+
+
+def lease_of(connection: Connection) -> Lease:
+    lease: Lease = connection.context
+    return lease
+
+
+class DependencyPending(Exception):  # noqa: N818
+    """An argument's object was there, was lost, and is being made again."""
 
 
 class DependencyFailed(Exception):
