@@ -23,7 +23,12 @@ class ActorQueue:
     """Calls of this process to one actor."""
 
     def __init__(
-        self, actor_id: bytes, *, max_pending_calls: int = -1, out_of_order: bool = False, class_name: str = ""
+        self,
+        actor_id: bytes,
+        *,
+        max_pending_calls: int = -1,
+        out_of_order: bool = False,
+        class_name: str = "",
     ) -> None:
         self.actor_id = actor_id
         self.class_name = class_name
