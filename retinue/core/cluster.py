@@ -14,6 +14,8 @@ import fcntl
 import os
 import select
 import signal
+import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from typing import Any
 import msgspec
 
 from retinue.core import session as sessions
-from retinue.core.config import AgentConfig
+from retinue.core.config import AdminConfig, AgentConfig
 from retinue.core.launch import AgentProcess, HeadProcess, HeadSupervisor, Listeners, Process, head_config
 from retinue.core.node_watch import NodeWatch
 from retinue.core.session import ClusterFile, Session
@@ -208,10 +210,12 @@ def start_head_node(
     block: bool = False,
     temp_dir: str | None = None,
     timeout_s: float = START_TIMEOUT_S,
+    admin: socket.socket | None = None,
 ) -> StartedNode:
     """Start a cluster and wait until its first node is alive. Raises RetinueSystemError if it does not start.
 
-    Unless `block`, it outlives this process: `stop()` ends it.
+    Unless `block`, it outlives this process: `stop()` ends it. `admin`: a listening socket for the admin
+    server (see `core.admin.server`), which the agent keeps running.
     """
     session = sessions.new_session(temp_dir)
     node_id = os.urandom(16)
@@ -222,8 +226,13 @@ def start_head_node(
             config = _agent_config(
                 session, listeners, head_listeners.address, options, is_head_node=True, has_parent=block
             )
-            config = msgspec.structs.replace(config, supervised_head=head_config(session, head_listeners))
-            agent = _start_agent(config, listeners, head_listeners.fds())
+            config = msgspec.structs.replace(
+                config,
+                supervised_head=head_config(session, head_listeners),
+                supervised_admin=_admin_config(session, head_listeners.address, admin),
+            )
+            admin_fds = [admin.fileno()] if admin is not None else []
+            agent = _start_agent(config, listeners, head_listeners.fds() + admin_fds)
         finally:
             listeners.close()
             head_listeners.close()  # the agent keeps them for the heads to come
@@ -279,6 +288,7 @@ def _finish_start(
         agent_pid=agent.pid,
         is_head_node=agent.config.is_head_node,
         started_at=time.time(),
+        admin=_admin_url(agent.config.supervised_admin),
     )
     try:
         with NodeWatch(head, session.token) as watch:
@@ -462,6 +472,28 @@ def _start_agent(
         return AgentProcess(msgspec.structs.replace(config, lock_fd=lock_fd), listeners, head_fds)
     finally:
         os.close(lock_fd)
+
+
+def _admin_config(session: Session, head: Address, admin: socket.socket | None) -> AdminConfig | None:
+    if admin is None:
+        return None
+    return AdminConfig(
+        cluster_id=session.cluster_id,
+        head=head,
+        token=session.token,
+        session_dir=session.dir,
+        listen_fd=admin.fileno(),
+        log_path=session.path("logs", "admin.log"),
+        sys_path=[path for path in sys.path if path],
+    )
+
+
+def _admin_url(config: AdminConfig | None) -> str:
+    if config is None:
+        return ""
+    with socket.socket(fileno=os.dup(config.listen_fd)) as admin:
+        host, port = admin.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _remote(address: Address) -> Address:

@@ -36,6 +36,20 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver_grace_s: float = 3.0  # likewise a driver's, before its job ends
 
 
+class AdminConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the admin server needs: the cluster that it shows, and the socket on which it listens."""
+
+    cluster_id: str
+    head: Address
+    token: bytes
+    session_dir: str
+    listen_fd: int
+    lock_fd: int = -1  # as above
+    log_path: str = ""
+    has_parent: bool = True
+    sys_path: list[str] = []  # where libraries with routes of their own are found
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a node agent needs. It listens on sockets that its starter made.
 
@@ -65,13 +79,14 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_path: str = ""  # the agent's own log; "" = the inherited stderr
     spill_dir: str = ""  # "" = below node_dir
     supervised_head: HeadConfig | None = None  # keep the head running (`retinue start`)
+    supervised_admin: AdminConfig | None = None  # likewise the admin server
     system_config: dict[str, str] = {}  # knobs for tests
 
 
-Config = TypeVar("Config", HeadConfig, AgentConfig)
+Config = TypeVar("Config", HeadConfig, AgentConfig, AdminConfig)
 
 
-def write_config(fd: int, config: HeadConfig | AgentConfig) -> None:
+def write_config(fd: int, config: HeadConfig | AgentConfig | AdminConfig) -> None:
     """Write the config into a pipe, for `read_config` at its other end. It fits into the pipe's buffer."""
     text = msgspec.json.encode(config)
     data = len(text).to_bytes(_LENGTH_BYTES, "little") + text

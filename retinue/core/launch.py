@@ -26,13 +26,14 @@ import msgspec
 
 from retinue.core import forks
 from retinue.core.backoff import RestartBackoff
-from retinue.core.config import AgentConfig, HeadConfig, write_config
+from retinue.core.config import AdminConfig, AgentConfig, HeadConfig, write_config
 from retinue.core.session import Session
 from retinue.core.transport.endpoints import listen_tcp, listen_unix
 from retinue.core.wire.messages import Address
 
 HEAD_MODULE = "retinue.core.head.main"
 AGENT_MODULE = "retinue.core.node.main"
+ADMIN_MODULE = "retinue.core.admin.main"
 # What the children import besides the standard library; looked up, not imported, in the starter.
 _PACKAGES = ("retinue", "msgspec", "uvloop", "psutil", "cloudpickle")
 HEAD_HEALTHY_S = 0.25
@@ -72,7 +73,7 @@ class Listeners:
 class Process:
     """A child process with a lifeline. `wait()` it, or the kernel keeps its exit code for ever."""
 
-    def __init__(self, module: str, config: HeadConfig | AgentConfig, fds: list[int]) -> None:
+    def __init__(self, module: str, config: HeadConfig | AgentConfig | AdminConfig, fds: list[int]) -> None:
         lifeline_r, lifeline_w = os.pipe2(os.O_CLOEXEC)
         log = os.open(config.log_path, _LOG_FLAGS, 0o600) if config.log_path else None
         try:
@@ -157,40 +158,40 @@ class AgentProcess(Process):
         super().__init__(AGENT_MODULE, config, [*listeners.fds(), *lock_fds, *(head_fds or [])])
 
 
-class HeadProcess:
-    """The head, as one process after another on the same sockets and storage.
+class SupervisedProcess:
+    """A service of the cluster, as one process after another on the same sockets.
 
     `start()` it; when `pidfd` says that it has ended, `restart_delay(now)` says how long to wait before
     the next `start()`. Not thread-safe: one supervisor at a time.
     """
 
-    def __init__(self, config: HeadConfig, listeners: Listeners | None = None) -> None:
-        self.config = config
-        self.address = config.address
+    def __init__(self, module: str, config: HeadConfig | AdminConfig, fds: list[int]) -> None:
         self.is_stopping = False
-        self._listeners = listeners
+        self._module = module
+        self._start_config = config
+        self._fds = [fd for fd in fds if fd >= 0]
         self._process: Process | None = None
-        self.backoff = RestartBackoff(HEAD_HEALTHY_S, 0.05, HEAD_MAX_BACKOFF_S)
+        self._backoff = RestartBackoff(HEAD_HEALTHY_S, 0.05, HEAD_MAX_BACKOFF_S)
 
     def start(self, now: float) -> None:
-        config = self.config
+        config = self._start_config
         lock_fd = _hold_lock(config.session_dir)
-        fds = [config.unix_fd, lock_fd] + ([config.tcp_fd] if config.tcp_fd >= 0 else [])
         try:
-            self._process = Process(HEAD_MODULE, msgspec.structs.replace(config, lock_fd=lock_fd), fds)
+            told = msgspec.structs.replace(config, lock_fd=lock_fd)
+            self._process = Process(self._module, told, [*self._fds, lock_fd])
         finally:
             os.close(lock_fd)
-        self.backoff.started(now)
+        self._backoff.started(now)
 
     def restart_delay(self, now: float) -> float | None:
         """Call it when the process has ended. None if it was meant to end."""
         if self._process is not None:
             self._process.wait(0)
-        return None if self.is_stopping else self.backoff.ended(now)
+        return None if self.is_stopping else self._backoff.ended(now)
 
     @property
     def process(self) -> Process:
-        assert self._process is not None, "the head was not started"
+        assert self._process is not None, "it was not started"
         return self._process
 
     @property
@@ -213,10 +214,27 @@ class HeadProcess:
     def wait(self, timeout_s: float | None = None) -> int | None:
         return self.process.wait(timeout_s)
 
+
+class HeadProcess(SupervisedProcess):
+    """The head, on its sockets and storage."""
+
+    def __init__(self, config: HeadConfig, listeners: Listeners | None = None) -> None:
+        super().__init__(HEAD_MODULE, config, [config.unix_fd, config.tcp_fd])
+        self.config = config
+        self.address = config.address
+        self._listeners = listeners
+
     def close(self) -> None:
         """Close the sockets, once the process has ended."""
         if self._listeners is not None:
             self._listeners.close()
+
+
+class AdminProcess(SupervisedProcess):
+    """The admin server, on its socket."""
+
+    def __init__(self, config: AdminConfig) -> None:
+        super().__init__(ADMIN_MODULE, config, [config.listen_fd])
 
 
 def head_config(session: Session, listeners: Listeners, **more: Any) -> HeadConfig:
@@ -271,13 +289,13 @@ class HeadSupervisor:
         return any(fd == self._wake_r for fd, _ in ready)
 
 
-async def supervise_head(head: HeadProcess) -> None:
-    """Start the head, and again whenever it dies, until cancelled (`head.stop()` ends it too). For agents."""
+async def supervise(service: SupervisedProcess) -> None:
+    """Start it, and again whenever it dies, until cancelled (`service.stop()` ends it too). For agents."""
     loop = asyncio.get_running_loop()
     while True:
-        head.start(time.monotonic())
-        await _ended(head.pidfd, loop)
-        delay = head.restart_delay(time.monotonic())
+        service.start(time.monotonic())
+        await _ended(service.pidfd, loop)
+        delay = service.restart_delay(time.monotonic())
         if delay is None:
             return
         await asyncio.sleep(delay)

@@ -49,6 +49,7 @@ class ClusterFile(msgspec.Struct, frozen=True):
     is_private: bool = False  # belongs to a driver and ends with it
     is_head_node: bool = True
     started_at: float = 0.0  # wall clock
+    admin: str = ""  # the admin server's URL
 
 
 @dataclass(slots=True)

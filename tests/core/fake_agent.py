@@ -13,7 +13,7 @@ import pytest
 
 from retinue.core import launch
 from retinue.core.config import AgentConfig, read_config
-from retinue.core.launch import HeadProcess, supervise_head
+from retinue.core.launch import HeadProcess, supervise
 from retinue.core.lifeline import Lifeline
 from retinue.core.session import leave
 from retinue.core.transport.loop import LoopConnection, connect, serve
@@ -43,7 +43,7 @@ async def run(config: AgentConfig, lifeline_fd: int, *, is_stubborn: bool) -> No
     head = None
     if config.supervised_head is not None:
         head = HeadProcess(config.supervised_head)
-        tasks.append(asyncio.create_task(supervise_head(head)))
+        tasks.append(asyncio.create_task(supervise(head)))
     for fd, token in ((config.unix_fd, None), (config.tcp_fd, config.token)):
         if fd >= 0:
             await serve(socket.socket(fileno=fd), answer, token=token)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import ipaddress
 import os
 import signal
@@ -16,6 +18,7 @@ from retinue.core import session as sessions
 from retinue.core.cli.options import say
 from retinue.core.cli.texts import parse_bytes, parse_labels, parse_resources
 from retinue.core.cluster import LOOPBACK, NodeOptions, StartedNode
+from retinue.core.transport.endpoints import listen_tcp
 
 DEFAULT_PORT = 6379
 DEFAULT_ADMIN_PORT = 8265
@@ -60,6 +63,13 @@ class Parsed(click.ParamType):  # type: ignore[type-arg] # generic only in later
 @click.option(
     "--port", type=click.IntRange(0, 65535), help=f"The head's port; by default {DEFAULT_PORT} if it is free."
 )
+@click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    help=f"The admin server's port; by default {DEFAULT_ADMIN_PORT} if it is free.",
+)
+@click.option("--admin-host", default=LOOPBACK, show_default=True, help="The admin server's address.")
+@click.option("--no-admin", is_flag=True, help="Start no admin server.")
 @click.option("--host", default=LOOPBACK, show_default=True, help="The address to listen on.")
 @click.option(
     "--temp-dir", type=click.Path(file_okay=False), help="For the session; by default RETINUE_TEMP_DIR."
@@ -79,6 +89,9 @@ def start(
     object_store_memory: int | None,
     port: int | None,
     host: str,
+    admin_port: int | None,
+    admin_host: str,
+    no_admin: bool,
     temp_dir: str | None,
     timeout: float,
 ) -> None:
@@ -98,10 +111,13 @@ def start(
     )
     if not is_loopback(host):
         say(exposure_warning(host))
+    admin = None if no_admin or not head else admin_listener(admin_host, admin_port)
     common: dict[str, Any] = {"host": host, "block": block, "temp_dir": temp_dir, "timeout_s": timeout}
     with ended_by_signals():
         if head:
-            started = cluster.start_head_node(options, port=choose_port(host, port), **common)
+            with admin or contextlib.nullcontext():
+                usual = choose_port(host, port, DEFAULT_PORT)
+                started = cluster.start_head_node(options, port=usual, admin=admin, **common)
         else:
             assert address is not None
             started = cluster.start_node(address, options, **common)
@@ -110,7 +126,23 @@ def start(
             wait(started)
 
 
-def choose_port(host: str, wanted: int | None) -> int:
+def admin_listener(host: str, port: int | None) -> socket.socket | None:
+    """The admin server's socket; None where the extra is not installed and nobody insists."""
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing and port is None:
+        return None
+    if missing:
+        raise click.ClickException(
+            f"the admin server needs {' and '.join(missing)}: pip install 'retinue[admin]'"
+        )
+    if not is_loopback(host):
+        say(f"Warning: the admin server listens on {host}, unencrypted; the cluster's token opens it.")
+    listener = listen_tcp(host, choose_port(host, port, DEFAULT_ADMIN_PORT))
+    os.set_inheritable(listener.fileno(), True)
+    return listener
+
+
+def choose_port(host: str, wanted: int | None, usual: int) -> int:
     """The port that was asked for; else the usual one, or (0) any, if somebody listens there already."""
     if wanted is not None:
         return wanted
@@ -118,10 +150,10 @@ def choose_port(host: str, wanted: int | None) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, DEFAULT_PORT))
+            probe.bind((host, usual))
         except OSError:
             return 0
-    return DEFAULT_PORT
+    return usual
 
 
 def is_loopback(host: str) -> bool:
@@ -150,6 +182,8 @@ def greeting(started: StartedNode, *, is_head: bool, temp_dir: str | None) -> st
             f"  more nodes  retinue start --address {address}",
             "  in Python   retinue.init()",
         ]
+    if started.cluster.admin:
+        lines.append(f"  admin       {started.cluster.admin} (metrics, state; needs the token)")
     if temp_dir is not None:
         lines.append(f"  found with  {sessions.TEMP_DIR_VARIABLE}={os.path.abspath(temp_dir)}")
     return "\n".join([*lines, "  look at it  retinue status", "  end it      retinue stop"])

@@ -11,7 +11,7 @@ import socket
 import uvloop
 
 from retinue.core.config import AgentConfig
-from retinue.core.launch import HeadProcess, supervise_head
+from retinue.core.launch import AdminProcess, HeadProcess, SupervisedProcess, supervise
 from retinue.core.lifeline import Lifeline
 from retinue.core.node.agent import Agent
 from retinue.core.node.zygote_start import ZygoteProcess
@@ -42,28 +42,29 @@ async def _serve(config: AgentConfig, lifeline_fd: int, workers_fd: int, first_z
     lifeline = Lifeline(lifeline_fd, agent.stopped.set)
     if config.has_parent:
         lifeline.watch(loop)
-    head, supervisor = _head(config, loop)
+    services = [(service, loop.create_task(supervise(service))) for service in _services(config)]
     fds = [config.unix_fd] + ([config.tcp_fd] if config.tcp_fd >= 0 else [])
     try:
         await agent.start([socket.socket(fileno=fd) for fd in fds])
         await agent.stopped.wait()
     finally:
         lifeline.close()
-        if head is not None and supervisor is not None:
+        for service, supervisor in services:
             supervisor.cancel()
-            head.stop()
-        await agent.stop(keep=[head.pid] if head is not None else [])
-        if head is not None:
-            await loop.run_in_executor(None, head.wait)
+            service.stop()
+        await agent.stop(keep=[service.pid for service, _ in services])
+        for service, _ in services:
+            await loop.run_in_executor(None, service.wait)
 
 
-def _head(
-    config: AgentConfig, loop: asyncio.AbstractEventLoop
-) -> tuple[HeadProcess | None, asyncio.Task[None] | None]:
-    if config.supervised_head is None:
-        return None, None
-    head = HeadProcess(config.supervised_head)
-    return head, loop.create_task(supervise_head(head))
+def _services(config: AgentConfig) -> list[SupervisedProcess]:
+    """What runs beside this agent, and ends with it."""
+    found: list[SupervisedProcess] = []
+    if config.supervised_head is not None:
+        found.append(HeadProcess(config.supervised_head))
+    if config.supervised_admin is not None:
+        found.append(AdminProcess(config.supervised_admin))
+    return found
 
 
 def _remove_folder(path: str) -> None:
