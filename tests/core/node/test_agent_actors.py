@@ -185,3 +185,20 @@ def test_what_workers_have_started_ends_with_a_killed_agent(nodes: Nodes, owner:
     nodes.cluster.agents[0].kill()
     for pid in (info.pid, child, *zygotes):
         wait_gone(pid)
+
+
+class LeaksASession:
+    def __init__(self) -> None:
+        import subprocess
+
+        self.child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+
+
+def test_an_orphan_in_a_session_of_its_own_ends_with_the_node(nodes: Nodes, owner: Owner) -> None:
+    info = owner.until(owner.create(LeaksASession), "ALIVE")
+    (child,) = _children(info.pid)
+    os.kill(info.pid, signal.SIGKILL)
+    wait_gone(info.pid)
+    os.kill(child, 0)
+    nodes.cluster.stop_agent(nodes.cluster.agents[0])
+    wait_gone(child)
