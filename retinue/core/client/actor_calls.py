@@ -6,8 +6,8 @@ workers, replies. Does not: order and limits (`actors`), hosting an actor (`reti
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import msgspec
 
 from retinue.core.client.actors import ALIVE, DEAD, ActorQueue
 from retinue.core.client.peers import open_connection
-from retinue.core.client.submission import DependencyFailed, Prepared, task_name
+from retinue.core.client.submission import DependencyFailed, DependencyPending, Prepared, task_name
 from retinue.core.client.tasks import TaskRecord, call_frame
 from retinue.core.errors import ActorDiedError, ActorUnavailableError, PendingCallsLimitExceeded
 from retinue.core.serialization import deserialize, serialize_error
@@ -31,6 +31,7 @@ from retinue.core.wire.messages import (
     Failure,
     FindActor,
     KillActor,
+    Locate,
     ReleaseActor,
     Reply,
     StreamItem,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from retinue.core.client.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+
+FIND_AGAIN_S = 0.1
+FORGET_S = 30.0
 
 
 class ActorCaller:
@@ -66,19 +70,38 @@ class ActorCaller:
         """
         runtime = self._runtime
         self._kept[spec.actor_id] = prepared.deps
-        waiting = TaskRecord(spec.actor_id, None, "__init__", slots=prepared.slots)
-        arrived = threading.Event()
-        if prepared.slots:
-            runtime.tasks.await_dependencies(
-                waiting,
-                lambda _: arrived.set() if spec.name else self._send_creation(spec, definition, prepared),
-            )
         if not spec.name:
-            if not waiting.unready:
+            waiting = TaskRecord(spec.actor_id, None, "__init__", slots=prepared.slots)
+
+            def send(task: TaskRecord) -> None:
                 self._send_creation(spec, definition, prepared)
+
+            if not runtime.tasks.await_dependencies(waiting, send):
+                send(waiting)
             return None
-        if waiting.unready:
-            arrived.wait()
+        if prepared.slots:  # as a task would wait: its CPU may be what the arguments need
+            slots = [runtime.add_reference(i, runtime.table.entries[i].owner) for i in prepared.slots]
+            runtime.wait(slots, len(slots), None, fetch_local=False)
+        try:
+            return self._create_named(spec, definition, prepared, get_if_exists)
+        except BaseException as error:
+            self._forget(spec.actor_id)
+            if isinstance(error, DependencyFailed):
+                raise deserialize(error.blob) from None
+            raise
+
+    def _forget(self, actor_id: bytes) -> None:
+        """An actor of ours that does not come to be."""
+        self.queues.pop(actor_id, None)
+        deps = self._kept.pop(actor_id, ())
+        with self._runtime.lock:
+            self._runtime.table.unuse_all(deps)
+        self._runtime.after_unlock()
+
+    def _create_named(
+        self, spec: ActorSpec, definition: bytes, prepared: Prepared, get_if_exists: bool
+    ) -> ActorInfo:
+        runtime = self._runtime
         message, payload = self._creation(spec, definition, prepared, get_if_exists)
         # Known before it is asked for: a head that dies meanwhile has a successor that never heard of it.
         self._creations[spec.actor_id] = (message, payload)
@@ -90,6 +113,7 @@ class ActorCaller:
         info: ActorInfo = answer.info
         if info.actor_id != spec.actor_id:
             self._creations.pop(spec.actor_id, None)
+            self._forget(spec.actor_id)
         self._updated(info, body)
         return info
 
@@ -125,8 +149,10 @@ class ActorCaller:
         """The queue of an actor; a new one for an actor of another process's asks the head where it is."""
         queue = self.queues.get(actor_id)
         if queue is None:
-            queue = self.queues[actor_id] = ActorQueue(actor_id, **options)
-            if actor_id not in self._creations:
+            with self._runtime.lock:
+                is_new = actor_id not in self.queues
+                queue = self.queues.setdefault(actor_id, ActorQueue(actor_id, **options))
+            if is_new:
                 self._find(actor_id)
         return queue
 
@@ -150,7 +176,23 @@ class ActorCaller:
             message, payload = creation
             self._runtime.head.request(message, lambda r, b: self._created(actor_id, r, b), payload)
             return
-        self._dead(actor_id, b"")
+        entry = self._runtime.table.entries.get(actor_id)
+        if actor_id in self._kept:
+            return  # ours, and it waits for its constructor's arguments
+        if entry is None or entry.owner is None:
+            self._dead(actor_id, b"")
+            return
+        # A handle may travel faster than its actor's creation, which waits for its arguments, maybe: the
+        # owner knows. It is dead only once the owner is gone, or has let go of it.
+        self._runtime.peers.request(
+            entry.owner, Locate(0, actor_id, wait=False), lambda r, b: self._owner_says(actor_id, r)
+        )
+
+    def _owner_says(self, actor_id: bytes, response: Any) -> None:
+        if type(response) is Failure:
+            self._dead(actor_id, b"")
+        else:
+            self._runtime.io.call_later(FIND_AGAIN_S, lambda: self._find(actor_id))
 
     def _dead(self, actor_id: bytes, blob: bytes) -> None:
         self._updated(ActorInfo(actor_id, DEAD, death_cause="the cluster does not know it any more"), blob)
@@ -199,7 +241,7 @@ class ActorCaller:
         if must_connect:
             self._connect(queue, info)
         if info.state == DEAD:
-            self._idle(queue)
+            self.check_idle(queue)
 
     def _death_blob(self, queue: ActorQueue) -> bytes:
         if queue.error_blob:
@@ -221,18 +263,21 @@ class ActorCaller:
 
         def opened(connection: Connection | None) -> None:
             if connection is None:
-                return  # it died again; the head will say so
+                # It died again, and the head will say so; or the network had a hiccup.
+                self._runtime.io.call_later(0.2, lambda: self._ask_again(queue))
+                return
+            connection.context = queue
+            with connection.read_lock:
+                connection.process()
             with self._runtime.lock:
                 stale = queue.incarnation > incarnation or queue.state == DEAD or queue.conn is not None
                 if not stale:
-                    connection.context = queue
                     self._runtime.add_direct(connection)
                     queue.connected(connection, incarnation)
             if stale:
                 connection.on_close = _ignore
                 connection.lost()
                 return
-            connection.process()
             self.drain(queue)
 
         open_connection(
@@ -293,16 +338,25 @@ class ActorCaller:
                 dependencies = self._runtime.tasks.dependencies(task) if task.slots else None
             except DependencyFailed as error:
                 queue.in_flight.pop(task.task_id, None)
-                blob = error.blob
-                self._runtime.io.post(
-                    lambda task=task, blob=blob: self._runtime.tasks._finish_with_blob(task, blob)
-                )  # type: ignore[misc]
+                finish = self._runtime.tasks._finish_with_blob
+                self._runtime.io.post(functools.partial(finish, task, error.blob))
+                continue
+            except DependencyPending:  # lost since it was ready: it waits again, before those behind it
+                queue.in_flight.pop(task.task_id, None)
+                task.unready = 1
+                queue.waiting.appendleft(task)
+                self._runtime.io.post(functools.partial(self._await_again, queue, task))
                 continue
             frames.append(call_frame(task, dependencies, queue.incarnation))
         if is_busy and frames:
             queue.conn.gather(frames[0], self._runtime.gathering)
         elif frames:
             queue.conn.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def _await_again(self, queue: ActorQueue, task: TaskRecord) -> None:
+        if not self._runtime.tasks.await_dependencies(task, lambda _: self.drain(queue)):
+            task.unready = 0
+            self.drain(queue)
 
     def _on_call_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         queue: ActorQueue = connection.context
@@ -323,28 +377,34 @@ class ActorCaller:
             if effects is not None:
                 runtime.ownership.carry_out(effects)
             if self._idle_hooks:
-                self._idle(queue)
+                self.check_idle(queue)
         elif type(message) is StreamItem:
             runtime.ownership.stream_item(queue.in_flight.get(message.task_id), message, payload, connection)
 
     def is_busy(self) -> bool:
         """Whether any call is in flight or waits."""
-        return any(q.in_flight or q.waiting or q.orphans for q in self.queues.values())
+        return any(q.is_busy() for q in list(self.queues.values()))
 
     # --- handles that go
 
     def when_idle(self, actor_id: bytes, then: Callable[[], None]) -> None:
         """Run `then` once no call of ours to the actor is unanswered."""
-        queue = self.queues.get(actor_id)
-        if queue is None or queue.state == DEAD or not queue.is_busy():
+        with self._runtime.lock:
+            queue = self.queues.get(actor_id)
+            is_idle = queue is None or queue.state == DEAD or not queue.is_busy()
+            if not is_idle:
+                self._idle_hooks.setdefault(actor_id, []).append(then)
+        if is_idle:
             then()
-        else:
-            self._idle_hooks.setdefault(actor_id, []).append(then)
 
-    def _idle(self, queue: ActorQueue) -> None:
-        if not queue.is_busy() and queue.actor_id in self._idle_hooks:
-            for then in self._idle_hooks.pop(queue.actor_id):
-                then()
+    def check_idle(self, queue: ActorQueue) -> None:
+        """A call is over, however it ended."""
+        hooks: list[Callable[[], None]] = []
+        with self._runtime.lock:
+            if not queue.is_busy():
+                hooks = self._idle_hooks.pop(queue.actor_id, [])
+        for then in hooks:
+            then()
 
     def released(self, actor_id: bytes) -> None:
         """No handle of an actor of ours is left anywhere: it ends when our last calls are answered."""
@@ -352,6 +412,7 @@ class ActorCaller:
 
     def _release(self, actor_id: bytes) -> None:
         self._runtime.head.send(ReleaseActor(actor_id))
+        self._runtime.io.call_later(FORGET_S, functools.partial(self._forget, actor_id))
 
     def kill(self, actor_id: bytes, *, no_restart: bool) -> None:
         self._runtime.head.call(KillActor(0, actor_id, no_restart))

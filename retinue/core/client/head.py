@@ -92,12 +92,15 @@ class HeadClient:
 
     def send(self, message: Any, payload: bytes = b"") -> None:
         """One-way; kept until there is a connection."""
-        connection = self.connection
-        if connection is not None and not connection.is_closed:
+        with self._lock:
+            connection = self.connection
+            is_open = connection is not None and not connection.is_closed
+            if not is_open:
+                self._queue.append((message, payload, _no_answer))
+        if is_open and connection is not None:
             connection.send(message, payload)
         else:
             self._io.post(self._ensure_open)
-            self._queue.append((message, payload, _no_answer))
 
     def _ensure_open(self) -> None:
         with self._lock:
@@ -120,7 +123,7 @@ class HeadClient:
             return
         self._io.watch(connection, add=select.EPOLLIN)
         for function in self.on_connected:
-            function(connection)
+            self._io.guard(lambda function=function: function(connection))  # type: ignore[misc]
         with self._lock:
             self.connection = connection
             self._is_opening = False

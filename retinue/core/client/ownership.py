@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.errors import ObjectLostError, ObjectReconstructionFailedError, OwnerDiedError
-from retinue.core.ownership.table import ERROR, INLINE, LOST, PENDING, STORED, Effects, Entry
+from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Effects, Entry
 from retinue.core.serialization import deserialize, serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.failures import to_exception
@@ -272,17 +272,23 @@ class OwnershipService:
                 connection.send(Failure(rid, "ObjectLostError", error.message))
             elif entry.state == STORED:
                 connection.send(Located(rid, STORED, list(entry.nodes), entry.size))
-            elif entry.state in (INLINE, ERROR, LOST):
+            elif entry.blob is not None:
                 state = INLINE if entry.state == INLINE else ERROR
-                connection.send(Located(rid, state, [], entry.size), entry.blob or b"")
+                connection.send(Located(rid, state, [], entry.size), entry.blob)
+            elif entry.state == LOST:
+                connection.send(Failure(rid, "ObjectLostError", "its owner let go of it"))
+            elif entry.state == ACTOR:
+                connection.send(Located(rid, ACTOR))
             elif message.wait:
                 runtime.when_ready(object_id, answer)
             else:
                 connection.send(Located(rid, PENDING))
 
         entry = self._table.entries.get(object_id)
-        if entry is not None and entry.task is not None and entry.task.conn is not None:
-            runtime.watch_for_a_while(entry.task.conn)
+        task = entry.task if entry is not None else None
+        running_on = task.conn if task is not None else None
+        if running_on is not None:
+            runtime.watch_for_a_while(running_on)
         answer()
 
     # --- counts of others
@@ -342,10 +348,11 @@ class OwnershipService:
                 lost_nodes = entry.nodes
                 entry.state = PENDING
                 entry.nodes = ()
-            elif entry.task is not None and entry.task.retries_left != 0:
+            elif entry.task is not None and entry.task.function is not None and entry.task.retries_left != 0:
                 self._table.make_pending(object_id)
                 if entry.task.is_done:
                     again = entry.task
+                    again.is_done = False  # another of its returns may be found lost at the same time
             else:
                 was_run = entry.task is not None
                 kind = ObjectReconstructionFailedError if was_run else ObjectLostError

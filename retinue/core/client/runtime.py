@@ -366,11 +366,15 @@ class Runtime:
                     raise ConnectionError("retinue was shut down while waiting for an object")
                 limit = wait.limit()
                 if limit <= 0:
-                    raise GetTimeoutError(f"object {object_id.hex()} was not there in time ({total} asked for)")
+                    raise GetTimeoutError(
+                        f"object {object_id.hex()} was not there in time ({total} asked for)"
+                    )
                 task = entry.task
                 connection: Connection | None = task.conn if task is not None else None
-                if connection is None or connection.is_closed or not connection.read_for(
-                    lambda: entry.state == PENDING, limit
+                if (
+                    connection is None
+                    or connection.is_closed
+                    or not connection.read_for(lambda: entry.state == PENDING, limit)
                 ):
                     self._sleep(entry, connection, limit)
         finally:

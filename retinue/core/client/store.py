@@ -6,7 +6,6 @@ objects exist (ownership).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import threading
@@ -14,10 +13,11 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from retinue.core.errors import GetTimeoutError, ObjectStoreFullError, RetinueSystemError
-from retinue.core.objects.arena import Arena, map_file, map_file_private, map_file_writable
+from retinue.core.errors import GetTimeoutError, RetinueSystemError
+from retinue.core.objects.arena import Arena, map_file, map_file_writable
 from retinue.core.objects.cursor import ClosedSlab, SlabCursor, is_single
 from retinue.core.objects.views import Pin, copy_into
+from retinue.core.ownership.table import STORED
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.messages import (
     AbortObject,
@@ -82,7 +82,7 @@ class StoreClient:
         """Write a value's blob and seal it. Raises ObjectStoreFullError, naming the largest holders."""
         size = serialized.size
         if is_single(size):
-            granted, _ = self._agent().call(CreateObject(0, object_id, size))
+            granted, _ = self._agent().call(CreateObject(0, object_id, size), on_abandoned=self._not_needed)
             self._write_granted(object_id, serialized, granted)
             return
         while True:
@@ -92,7 +92,7 @@ class StoreClient:
                     start, view = next((o, v) for o, (n, v) in self._slabs.items() if o <= offset < o + n)
                     break
                 wanted = self._cursor.slab_size(size)
-            granted, _ = self._agent().call(SlabRequest(0, wanted, size))
+            granted, _ = self._agent().call(SlabRequest(0, wanted, size), on_abandoned=self._not_needed)
             if not granted.is_slab:
                 self._write_granted(object_id, serialized, granted)
                 return
@@ -162,7 +162,7 @@ class StoreClient:
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         agent = self._agent()
         try:
-            pinned, _ = agent.call(request, timeout_s=timeout_s)
+            pinned, _ = agent.call(request, timeout_s=timeout_s, on_abandoned=self._prefetched)
         except TimeoutError as error:
             agent.send(CancelPin(request.rid))
             raise GetTimeoutError(f"object {object_id.hex()} did not arrive here in time") from error
@@ -177,25 +177,21 @@ class StoreClient:
 
     def private_view(self, view: memoryview) -> memoryview | None:
         """A writable copy-on-write view of the same bytes, for what knows no read-only; None if not ours."""
-        arena = self._arena
-        reader = arena._reader if arena is not None else None
-        if arena is None or reader is None or not isinstance(view.obj, ctypes.Array):
-            return None
-        offset = _address_of(view) - reader.address
-        if not 0 <= offset <= arena.size_bytes - view.nbytes:
-            return None
-        return arena.private_view(offset, view.nbytes, view.obj)
+        return self._arena.private_of(view) if self._arena is not None else None
 
     def prefetch(self, entries: list[tuple[bytes, Entry]]) -> None:
         """Start to bring objects here that lie on other nodes only."""
-        from retinue.core.ownership.table import STORED
-
         node_id = self._runtime.node_id
         for object_id, entry in entries:
             if entry.state == STORED and node_id not in entry.nodes:
                 owner = entry.owner or self._runtime.address
                 request = PinObject(0, object_id, entry.size, owner, list(entry.nodes))
                 self._agent().request(request, self._prefetched)
+
+    def _not_needed(self, response: Any, body: bytes) -> None:
+        """Space came after whoever wanted it was interrupted."""
+        if type(response) is SpaceGranted:
+            self._agent().send(SlabClosed(response.key, 0) if response.is_slab else AbortObject(response.key))
 
     def _prefetched(self, response: Any, body: bytes) -> None:
         key = getattr(response, "key", None)
@@ -220,17 +216,6 @@ class StoreClient:
             self._arena.close()
 
 
-def _address_of(view: memoryview) -> int:
-    from retinue.core.objects import views
-
-    buffer = views._PyBuffer()
-    views._get_buffer(view, ctypes.byref(buffer), 0)
-    try:
-        return int(buffer.buf)
-    finally:
-        views._release_buffer(ctypes.byref(buffer))
-
-
 def _copy_parts(target: memoryview, serialized: Serialized) -> None:
     for offset, part in serialized.parts():
         copy_into(
@@ -239,6 +224,3 @@ def _copy_parts(target: memoryview, serialized: Serialized) -> None:
             else target[offset : offset + part.nbytes],
             part,
         )
-
-
-__all__ = ["ObjectStoreFullError", "StoreClient", "map_file_private"]

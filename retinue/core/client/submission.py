@@ -646,6 +646,8 @@ class TaskSubmitter:
         for wake in waiters:
             wake()
         self._runtime.after_unlock()
+        if task.function is None:
+            self._runtime.actors.check_idle(task.pool)
 
     def fail(self, task: TaskRecord, error: BaseException) -> None:
         """The task is over with an error that is not the user's."""
@@ -780,7 +782,7 @@ def lease_of(connection: Connection) -> Lease:
     return lease
 
 
-class DependencyPending(Exception):  # noqa: N818
+class DependencyPending(Exception):
     """An argument's object was there, was lost, and is being made again."""
 
 

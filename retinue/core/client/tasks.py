@@ -80,5 +80,6 @@ def call_frame(task: TaskRecord, dependencies: list[Dependency] | None, incarnat
         payload = payload + _encode_dependencies(dependencies)
     key = task.function.key if task.function is not None else b""
     return encode(
-        Call(task.task_id, key, task.method, task.num_returns, size, task.seq, incarnation, task.options), payload
+        Call(task.task_id, key, task.method, task.num_returns, size, task.seq, incarnation, task.options),
+        payload,
     )

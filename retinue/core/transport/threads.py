@@ -317,24 +317,39 @@ class Connection:
             self.send(message, payload)
 
     def call(
-        self, message: Any, payload: bytes = b"", *, timeout_s: float | None = None
+        self,
+        message: Any,
+        payload: bytes = b"",
+        *,
+        timeout_s: float | None = None,
+        on_abandoned: OnResponse | None = None,
     ) -> tuple[Any, bytes]:
         """Send a request and wait for (response, payload), on any thread but the I/O thread.
 
-        Raises the error that a Failure names, ConnectionError, or TimeoutError.
+        Raises the error that a Failure names, ConnectionError, or TimeoutError. An answer that comes after
+        the wait was given up (late, or interrupted) goes to `on_abandoned`, so that what it gave is not lost.
         """
         assert threading.current_thread() is not self.io.thread, "the I/O thread must not wait for itself"
         answer: list[tuple[Any, bytes]] = []
         done = threading.Lock()
         done.acquire()
+        is_waiting = [True]
 
         def on_response(response: Any, body: bytes) -> None:
-            answer.append((response, body))
-            done.release()
+            if is_waiting:
+                answer.append((response, body))
+                done.release()
+            elif on_abandoned is not None:
+                on_abandoned(response, body)
 
         self.request(message, on_response, payload)
-        if not done.acquire(timeout=-1 if timeout_s is None else timeout_s):
-            self._waiting.pop(message.rid, None)
+        try:
+            done.acquire(timeout=-1 if timeout_s is None else timeout_s)
+        finally:
+            is_waiting.clear()
+            if not answer and on_abandoned is None:
+                self._waiting.pop(message.rid, None)
+        if not answer:
             raise TimeoutError(f"no answer to {type(message).__name__} within {timeout_s} s")
         response, body = answer[0]
         if type(response) is Failure:
