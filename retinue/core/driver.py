@@ -210,8 +210,6 @@ class Driver:
         runtime = self.runtime
         runtime.head.send(FinishJob(runtime.job_id))
         self._close_runtime()
-        if self._printer is not None:
-            self._printer.close()
         if self.cluster is not None:
             self.cluster.shutdown()
 

@@ -36,6 +36,7 @@ from retinue.core.errors import (
     TaskCancelledError,
 )
 from retinue.core.ids import IdFactory, put_id
+from retinue.core.metrics_report import MetricsReporter
 from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Entry, OwnershipTable
 from retinue.core.references import ObjectRef
 from retinue.core.serialization import Serialized, deserialize, serialize, serialize_error
@@ -113,6 +114,8 @@ class Runtime:
         self.head = HeadClient(self, head)
         self.store = StoreClient(self)
         self.ownership = OwnershipService(self)
+        self.metrics = MetricsReporter.of(self)
+        self.tickers.append(self.metrics.tick)
         self.tasks = TaskSubmitter(self)
         self.actors = ActorCaller(self)
 

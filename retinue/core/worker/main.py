@@ -194,6 +194,7 @@ def main(start: WorkerStart) -> NoReturn:
         current.set_runtime(worker.runtime)
         worker.run()
         worker.runner.flush_events(float("inf"))
+        worker.runtime.metrics.report()
     except (ConnectionError, OSError) as error:
         logger.warning("worker %s ends: %s", start.worker_id.hex()[:12], error)
         code = 1
