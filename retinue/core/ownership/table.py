@@ -13,11 +13,12 @@ waking up waiters, lineage's re-execution. All methods are called under the runt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
 
+from retinue.core.ids import ACTOR_ID_SIZE
 from retinue.core.wire.messages import Address
 
 PENDING, INLINE, STORED, ERROR, LOST, ACTOR = 0, 1, 2, 3, 4, 5
@@ -77,7 +78,9 @@ class OwnershipTable:
 
     def own_inline(self, object_id: bytes, blob: bytes, contained: list[bytes] | None = None) -> Entry:
         """A put that stays in this process's memory, with one reference."""
-        entry = self.entries[object_id] = Entry(INLINE, 1, 0, blob, None, None, None, None, contained, (), len(blob))
+        entry = self.entries[object_id] = Entry(
+            INLINE, 1, 0, blob, None, None, None, None, contained, (), len(blob)
+        )
         return entry
 
     def own_stored(
@@ -95,22 +98,29 @@ class OwnershipTable:
     def add_ref(self, object_id: bytes, owner: Address | None) -> Entry:
         """Count a reference that was made in this process: a copy, or one that arrived in a value.
 
-        One of a foreign owner that is not known yet becomes a borrowed entry.
+        One of a foreign owner that is not known yet becomes a borrowed entry; one of ours that is not
+        known was let go of too early, or before this process forgot: it is LOST.
         """
         entry = self.entries.get(object_id)
         if entry is None:
-            entry = self.entries[object_id] = Entry(PENDING if len(object_id) > 16 else ACTOR, 0, 0, None, None, owner)
-            if owner is None:
-                entry.state = LOST
+            entry = self._appear(object_id, owner)
         entry.refs += 1
         return entry
 
     def use(self, object_id: bytes, owner: Address | None = None) -> Entry:
-        """Hold an object for a call or a container; ends with `unuse`."""
+        """Hold an object for a call or a container, known or not (as `add_ref`); ends with `unuse`."""
         entry = self.entries.get(object_id)
         if entry is None:
-            entry = self.entries[object_id] = Entry(PENDING if len(object_id) > 16 else ACTOR, 0, 0, None, None, owner)
+            entry = self._appear(object_id, owner)
         entry.uses += 1
+        return entry
+
+    def _appear(self, object_id: bytes, owner: Address | None) -> Entry:
+        if owner is None:
+            state = LOST
+        else:
+            state = PENDING if len(object_id) > ACTOR_ID_SIZE else ACTOR
+        entry = self.entries[object_id] = Entry(state, 0, 0, None, None, owner)
         return entry
 
     # --- objects become something
@@ -128,17 +138,14 @@ class OwnershipTable:
         """The object is there (or failed): returns the waiters, which the caller wakes.
 
         `contained` must have been taken with `use` already. If nobody holds the object any more it is
-        let go of at once. A second resolution of the same object is ignored (a repeated frame).
+        let go of at once. A second resolution of the same object (a repeated frame, a task that ran again
+        for another of its returns) only adds the copy that it names. For objects of ours; see `located`.
         """
         entry = self.entries.get(object_id)
-        if entry is None:
+        if entry is None or entry.state != PENDING:
             if state == STORED:
-                self._effects.free.append((object_id, nodes))
+                self._extra_copy(object_id, entry, nodes)
             self.unuse_all(contained)
-            return []
-        if entry.state != PENDING:
-            if entry.contained is not contained:
-                self.unuse_all(contained)
             return []
         entry.blob = blob
         entry.size = size or (len(blob) if blob is not None else 0)
@@ -147,6 +154,27 @@ class OwnershipTable:
         entry.state = state
         waiters, entry.waiters = entry.waiters, None
         return waiters or []
+
+    def _extra_copy(self, object_id: bytes, entry: Entry | None, nodes: tuple[bytes, ...]) -> None:
+        if entry is not None and entry.state == STORED:
+            entry.nodes = tuple(dict.fromkeys((*entry.nodes, *nodes)))
+        else:
+            self._effects.free.append((object_id, nodes))
+
+    def located(
+        self,
+        object_id: bytes,
+        state: int,
+        *,
+        blob: bytes | None = None,
+        size: int = 0,
+        nodes: tuple[bytes, ...] = (),
+    ) -> list[Waiter]:
+        """A foreign owner answered: as `resolve`, but what is not wanted any more is not ours to free."""
+        entry = self.entries.get(object_id)
+        if entry is None or entry.state != PENDING:
+            return []
+        return self.resolve(object_id, state, blob=blob, size=size, nodes=nodes)
 
     def make_pending(self, object_id: bytes) -> None:
         """A stored object of ours was lost and is being made again."""
@@ -198,7 +226,28 @@ class OwnershipTable:
             self.unuse(object_id)
 
     def _let_go(self, object_id: bytes, entry: Entry) -> None:
-        del self.entries[object_id]
+        """Forget an entry that nobody holds, and whatever was held only by it.
+
+        A loop: lists of references and chains of tasks are longer than Python's stack.
+        """
+        entries = self.entries
+        del entries[object_id]
+        held = self._end(object_id, entry)
+        if not held:
+            return
+        waiting = [*held]
+        while waiting:
+            object_id = waiting.pop()
+            found = entries.get(object_id)
+            if found is None:
+                continue
+            found.uses -= 1
+            if found.refs <= 0 and found.uses <= 0 and not found.borrowers:
+                del entries[object_id]
+                waiting.extend(self._end(object_id, found))
+
+    def _end(self, object_id: bytes, entry: Entry) -> Sequence[bytes]:
+        """Note the effects of an entry's end; returns what it had held."""
         if entry.owner is not None:
             if entry.counted:
                 self._effects.uncount.append((entry.owner, object_id, entry.counted))
@@ -206,24 +255,22 @@ class OwnershipTable:
             self._effects.free.append((object_id, entry.nodes))
         elif entry.state == ACTOR:
             self._effects.release_actors.append(object_id)
-        task, entry.task = entry.task, None
+        held: Sequence[bytes] = entry.contained or ()
+        task = entry.task
         if task is not None:
-            self._return_let_go(task)
-        if entry.contained:
-            contained, entry.contained = entry.contained, None
-            self.unuse_all(contained)
-
-    def _return_let_go(self, task: Any) -> None:
-        """One of the task's returns is not wanted any more; with the last goes its lineage."""
-        task.live_returns -= 1
-        if task.live_returns <= 0 and task.is_done:
-            deps, task.deps = task.deps, ()
-            self.unuse_all(deps)
+            entry.task = None
+            # One of the task's returns is not wanted any more; with the last goes its lineage.
+            task.live_returns -= 1
+            if task.live_returns <= 0 and task.is_done and task.deps:
+                held = (*held, *task.deps)
+                task.deps = ()
+        return held
 
     def task_done(self, task: Any, *, keep_lineage: bool) -> None:
         """The task's last attempt is over. Its arguments stay held while its lineage may be needed."""
         task.is_done = True
         if not keep_lineage or task.live_returns <= 0:
+            task.args = b""  # whoever holds a result holds the task
             deps, task.deps = task.deps, ()
             if deps:
                 self.unuse_all(deps)
@@ -284,6 +331,7 @@ class OwnershipTable:
         for object_id, entry in self.entries.items():
             held = entry.refs > 0 or entry.uses > 0 or bool(entry.borrowers)
             assert held, f"{object_id.hex()} is kept by nobody"
-            assert entry.uses >= 0 and entry.refs >= 0
+            assert entry.uses >= 0
+            assert entry.refs >= 0
             assert entry.state != INLINE or entry.blob is not None
             assert entry.owner is None or not entry.counted or entry.counted > 0
