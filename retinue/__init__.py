@@ -120,4 +120,4 @@ def __dir__() -> list[str]:
     return sorted({*_HOME_OF, *_MODULES, "__version__"})
 
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)

@@ -1,1 +1,1 @@
-"""The general task and actor runtime: tasks, actors, objects, scheduling, nodes, head. Knows nothing of serve."""
+"""The general task and actor runtime: tasks, actors, objects, nodes, head. Knows nothing of serve."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-import select
 import os
+import select
 import sys
 import threading
 import time

@@ -123,7 +123,7 @@ class RetinueTaskError(RetinueError):
             )
             error.__dict__.update({k: v for k, v in vars(cause).items() if k not in error.__dict__})
             error.args = cause.args
-        except Exception:
+        except Exception:  # noqa: BLE001 - user classes
             return self  # combining is a courtesy to `except`; the error itself carries everything
         return error  # type: ignore[no-any-return]
 

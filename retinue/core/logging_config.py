@@ -12,8 +12,9 @@ _ENCODINGS = ("TEXT", "JSON")
 
 @dataclass
 class LoggingConfig:
-    """`encoding`: "TEXT" or "JSON" lines. `log_level`: a name of the logging module. `additional_log_standard_attrs`:
-    further attributes of log records to write, e.g. ["name"].
+    """`encoding`: "TEXT" or "JSON" lines. `log_level`: a name of the logging module.
+
+    `additional_log_standard_attrs`: further attributes of log records to write, e.g. ["name"].
 
     Raises ValueError for another encoding or level.
     """

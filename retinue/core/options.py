@@ -69,7 +69,9 @@ def _num_returns(name: str, value: Any) -> None:
 def _retry_exceptions(name: str, value: Any) -> None:
     if isinstance(value, bool):
         return
-    if isinstance(value, list | tuple) and all(isinstance(e, type) and issubclass(e, BaseException) for e in value):
+    if isinstance(value, list | tuple) and all(
+        isinstance(e, type) and issubclass(e, BaseException) for e in value
+    ):
         return
     raise TypeError(f"{name} is True, False or a list of exception types, got {value!r}")
 
@@ -166,7 +168,8 @@ def check(options: Mapping[str, Any], known: Mapping[str, Callable[[str, Any], N
         validate = known.get(name)
         if validate is None:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(n for n in known if n[0] != '_')}"
+            names = ", ".join(n for n in known if n[0] != "_")
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {names}"
             raise ValueError(f"{what} have no option {name!r}{hint}")
         if value is not None:
             validate(name, value)

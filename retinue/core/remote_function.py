@@ -93,7 +93,7 @@ class RemoteFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], options: Mapping[str, Any] | None = None) -> None:
         if inspect.iscoroutinefunction(function):
             raise ValueError(
-                "a coroutine function cannot be a task; wrap it in a def that calls asyncio.run(), or use an async actor"
+                "a coroutine function cannot be a task; call asyncio.run() in a def, or use an async actor"
             )
         self._function = function
         self._options = dict(options or {})
@@ -254,8 +254,8 @@ def check_definition_size(name: str, blob: bytes) -> None:
     size = len(blob)
     if size > DEFINITION_LIMIT_BYTES:
         raise ValueError(
-            f"the definition of {name} has {size >> 20} MiB, more than {DEFINITION_LIMIT_BYTES >> 20}: it captures "
-            "large data; put that with retinue.put() and pass the reference"
+            f"the definition of {name} has {size >> 20} MiB, more than {DEFINITION_LIMIT_BYTES >> 20}: it "
+            "captures large data; put that with retinue.put() and pass the reference"
         )
     if size > DEFINITION_WARN_BYTES:
         logger.warning(

@@ -68,7 +68,7 @@ class RuntimeContext:
 
     @property
     def current_actor(self) -> Any:
-        """A handle (that does not count) of the actor that this runs in. Raises RuntimeError outside of actors."""
+        """A handle (that does not count) of the actor that this runs in. Raises RuntimeError elsewhere."""
         from retinue.core.actor import handle_of
         from retinue.core.wire.messages import ActorInfo
 

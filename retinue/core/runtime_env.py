@@ -22,8 +22,8 @@ from retinue.core.wire.messages import WorkerEnv
 
 _SUPPORTED = ("env_vars", "working_dir", "py_modules", "preload", "py_executable", "config")
 _REFUSED = {
-    "pip": "install the packages in the environment that starts the cluster, or name its python in py_executable",
-    "uv": "install the packages in the environment that starts the cluster, or name its python in py_executable",
+    "pip": "install the packages where the cluster is started, or name their python in py_executable",
+    "uv": "install the packages where the cluster is started, or name their python in py_executable",
     "conda": "name the environment's python in py_executable",
     "container": "run the node itself in the container",
     "image_uri": "run the node itself in the container",

@@ -49,7 +49,9 @@ class Serialized:
 
     __slots__ = ("buffers", "data", "found", "is_error", "size")
 
-    def __init__(self, data: bytes, buffers: Sequence[memoryview] = (), found: Found | tuple[()] = ()) -> None:
+    def __init__(
+        self, data: bytes, buffers: Sequence[memoryview] = (), found: Found | tuple[()] = ()
+    ) -> None:
         self.data = data
         self.buffers = buffers
         self.found = found
@@ -71,7 +73,8 @@ class Serialized:
             return [(0, self.data)]
         sizes = [b.nbytes for b in self.buffers]
         offsets = multi_layout(len(self.data), sizes)
-        header = _MULTI_HEADER.pack(_MULTI_TAG, len(sizes), len(self.data)) + struct.pack(f"<{len(sizes)}Q", *sizes)
+        header = _MULTI_HEADER.pack(_MULTI_TAG, len(sizes), len(self.data))
+        header += struct.pack(f"<{len(sizes)}Q", *sizes)
         return [(0, header), (offsets[0], self.data), *zip(offsets[1:-1], self.buffers, strict=True)]
 
 
@@ -169,7 +172,8 @@ def deserialize(blob: bytes | memoryview) -> Any:
         sizes = struct.unpack_from(f"<{count}Q", view, _MULTI_HEADER.size)
         offsets = multi_layout(pickle_size, sizes)
         data = view[offsets[0] : offsets[0] + pickle_size]
-        return pickle.loads(data, buffers=[view[o : o + n] for o, n in zip(offsets[1:-1], sizes, strict=True)])
+        buffers = [view[o : o + n] for o, n in zip(offsets[1:-1], sizes, strict=True)]
+        return pickle.loads(data, buffers=buffers)
     if first == 69:  # E
         return _load_error(bytes(blob[1:]))
     raise ValueError(f"not a serialized value: it begins with {bytes(blob[:4])!r}")
@@ -185,7 +189,7 @@ def serialize_error(error: BaseException) -> bytes:
         data = serialize(error).to_bytes()
         if _is_risky(error):
             pickle.loads(data)
-    except BaseException as failure:
+    except BaseException as failure:  # noqa: BLE001 - pickling runs user code
         if isinstance(error, RetinueTaskError):
             stand_in: BaseException = RetinueTaskError(
                 error.function_name,
@@ -211,7 +215,7 @@ def _is_risky(error: BaseException) -> bool:
 def _load_error(data: bytes) -> BaseException:
     try:
         error = deserialize(data)
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - so does unpickling
         return UnserializableException(None, f"the remote error could not be unpickled: {failure!r}")
     return error if isinstance(error, BaseException) else UnserializableException(None, repr(error))
 

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 import retinue
-from retinue.exceptions import ActorDiedError, ActorUnavailableError, PendingCallsLimitExceeded, TaskCancelledError
+from retinue.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    PendingCallsLimitExceeded,
+    TaskCancelledError,
+)
 
 
 @retinue.remote(num_cpus=0)

@@ -158,7 +158,7 @@ class OwnershipService:
         receiver: Address,
         then: Callable[[list[RefCount]], None],
     ) -> None:
-        """Have `receiver` counted for references that a result takes along; `then` gets what to name in it."""
+        """Have `receiver` counted for references that a result takes along; `then` gets their names."""
         own = [object_id for object_id, owner in found if owner is None]
         foreign: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
         for object_id, owner in found:

@@ -41,7 +41,7 @@ ATTACH_TIMEOUT_S = 10.0
 
 
 class StoreClient:
-    """Reads and writes the node's arena, whose descriptor is fetched on first use from where `attach` says."""
+    """Reads and writes the node's arena; fetches its descriptor on first use from where `attach` says."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

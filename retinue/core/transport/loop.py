@@ -57,7 +57,6 @@ class LoopConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]
         if self._handshake is not None:
             loop = asyncio.get_running_loop()
