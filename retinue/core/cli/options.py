@@ -68,6 +68,7 @@ class OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("always", UserWarning)
             try:
                 return super().invoke(ctx)
             except (RetinueError, OSError, TimeoutError, ValueError) as error:

@@ -7,6 +7,7 @@ terminal; into a pipe goes plain text that `cut` and `awk` can read.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ def to_json(value: Any) -> str:
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:
-    """Plain lists, dicts and scalars as YAML; what is not surely plain text is quoted as in JSON."""
+    """Plain lists, dicts and scalars as YAML; what is not surely plain text is quoted."""
     pad = " " * indent
     if isinstance(value, Mapping) and value:
         lines = [f"{pad}{_scalar(str(key))}:{_below(item, indent + 2)}" for key, item in value.items()]
@@ -40,11 +41,36 @@ def _below(item: Any, indent: int) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
-        return value
-    if isinstance(value, tuple):
-        value = list(value)
-    return json.dumps(value, default=str)
+    if value is None or isinstance(value, bool | int):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return _float(value)
+    if isinstance(value, Mapping):
+        return "{}"
+    if isinstance(value, list | tuple):
+        return "[]"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED else _quoted(text)
+
+
+def _float(value: float) -> str:
+    if not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    mantissa, exponent, power = repr(value).partition("e")
+    # YAML 1.1 reads 1e+16 as text: a number has a point.
+    return (mantissa if "." in mantissa else mantissa + ".0") + exponent + power
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def cell(value: Any) -> str:
