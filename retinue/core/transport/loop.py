@@ -91,7 +91,8 @@ class LoopConnection(asyncio.Protocol):
             self.close()
 
     def _prove(self, data: bytes) -> bytes:
-        assert self._handshake is not None and self._transport is not None
+        assert self._handshake is not None
+        assert self._transport is not None
         try:
             answer = self._handshake.feed(data)
         except AuthenticationError as error:
