@@ -11,14 +11,15 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from retinue.core.objects import decisions as d
 from retinue.core.objects.arena import Arena
-from retinue.core.objects.keeper import Keeper
+from retinue.core.objects.keeper import Keeper, KeeperJob
 from retinue.core.objects.spill import SpillJob, SpillThread
-from retinue.core.objects.store import ObjectStore
+from retinue.core.objects.store import ObjectStore, StoreProtocolError
 from retinue.core.transport import endpoints
 from retinue.core.transport.loop import LoopConnection
 from retinue.core.wire.messages import (
@@ -61,8 +62,8 @@ class StoreRoom:
         self._spill_dir = Path(spill_dir or os.path.join(node_dir, "spill"))
         self._spill_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._loop = asyncio.get_running_loop()
-        self._keeper = Keeper(self.arena, self._keeper_finished)
-        self._spiller = SpillThread(self._spill_dir, self.arena, self._spill_finished)
+        self._keeper = Keeper(self.arena, self._finished)
+        self._spiller = SpillThread(self._spill_dir, self.arena, self._finished)
         self._connections: dict[bytes, LoopConnection] = {}
         self._pins: dict[bytes, dict[tuple[bytes, int], PinObject]] = {}  # unanswered, by object
         self._timer: asyncio.TimerHandle | None = None
@@ -120,28 +121,47 @@ class StoreRoom:
                     self._answered(object_id, key)
             self.carry_out(self.books.client_died(worker_id))
 
+    @contextmanager
+    def _held_to_its_word(self, worker_id: bytes) -> Iterator[None]:
+        """A client that contradicts the books is ended: what it believes of the arena is wrong."""
+        try:
+            yield
+        except StoreProtocolError as error:
+            logger.error("ending %s, which contradicts the object store: %s", self.name_of(worker_id), error)
+            connection = self._connections.get(worker_id)
+            if connection is not None:
+                connection.close()
+
     def slab_requested(self, worker_id: bytes, message: SlabRequest) -> None:
-        now = self._loop.time()
-        self.carry_out(
-            self.books.request_slab(worker_id, message.rid, message.size, min_size=message.min_size, now=now)
-        )
+        books, now = self.books, self._loop.time()
+        with self._held_to_its_word(worker_id):
+            self.carry_out(
+                books.request_slab(worker_id, message.rid, message.size, min_size=message.min_size, now=now)
+            )
 
     def object_created(self, worker_id: bytes, message: CreateObject) -> None:
-        self.carry_out(self.books.request_single(worker_id, message.rid, message.size, now=self._loop.time()))
+        now = self._loop.time()
+        with self._held_to_its_word(worker_id):
+            self.carry_out(self.books.request_single(worker_id, message.rid, message.size, now=now))
 
     def sealed(self, worker_id: bytes, message: Sealed) -> None:
-        for object_id, key, size, pins in message.objects:
-            self.carry_out(self.books.seal(worker_id, object_id, key, size, pins=pins))
+        with self._held_to_its_word(worker_id):
+            for object_id, key, size, pins in message.objects:
+                self.carry_out(self.books.seal(worker_id, object_id, key, size, pins=pins))
 
     def slab_closed(self, worker_id: bytes, message: SlabClosed) -> None:
-        self.carry_out(self.books.close_slab(worker_id, message.offset, used=message.used))
+        with self._held_to_its_word(worker_id):
+            self.carry_out(self.books.close_slab(worker_id, message.offset, used=message.used))
 
     def aborted(self, worker_id: bytes, message: AbortObject) -> None:
-        self.carry_out(self.books.abort(worker_id, message.key))
+        with self._held_to_its_word(worker_id):
+            self.carry_out(self.books.abort(worker_id, message.key))
 
     def pin(self, worker_id: bytes, message: PinObject) -> None:
-        self._pins.setdefault(message.object_id, {})[worker_id, message.rid] = message
-        self.carry_out(self.books.get(worker_id, message.rid, message.object_id, now=self._loop.time()))
+        with self._held_to_its_word(worker_id):
+            decisions = self.books.get(worker_id, message.rid, message.object_id, now=self._loop.time())
+            self._pins.setdefault(message.object_id, {})[worker_id, message.rid] = message
+            self.carry_out(decisions)
 
     def pin_cancelled(self, worker_id: bytes, message: CancelPin) -> None:
         for object_id, waiters in list(self._pins.items()):
@@ -151,8 +171,9 @@ class StoreRoom:
                 return
 
     def unpinned(self, worker_id: bytes, message: Unpin) -> None:
-        for key, count in message.pins:
-            self.carry_out(self.books.unpin(worker_id, key, count))
+        with self._held_to_its_word(worker_id):
+            for key, count in message.pins:
+                self.carry_out(self.books.unpin(worker_id, key, count))
 
     def freed(self, object_ids: list[bytes]) -> None:
         """No reference is left anywhere."""
@@ -269,38 +290,11 @@ class StoreRoom:
 
     # --- the threads' answers, brought to the loop
 
-    def _keeper_finished(self, job: d.Warm | d.Punch, failure: str | None) -> None:
-        self._to_loop(self._keeper_answer, job, failure)
+    def _finished(self, job: KeeperJob | SpillJob, failure: str | None) -> None:
+        self._to_loop(self._job_answered, job, failure)
 
-    def _keeper_answer(self, job: d.Warm | d.Punch, failure: str | None) -> None:
-        if isinstance(job, d.Warm):
-            self.carry_out(self.books.warmed(job.offset, is_warm=failure is None))
-        else:
-            self.carry_out(self.books.punched(job.offset))
-
-    def _spill_finished(self, job: SpillJob, failure: str | None) -> None:
-        self._to_loop(self._spill_answer, job, failure)
-
-    def _spill_answer(self, job: SpillJob, failure: str | None) -> None:
-        books = self.books
-        match job:
-            case d.Spill(file_id):
-                answer = (
-                    books.spill_done(file_id)
-                    if failure is None
-                    else books.spill_failed(file_id, now=self._loop.time())
-                )
-            case d.Restore():
-                answer = (
-                    books.restore_done(job.offset)
-                    if failure is None
-                    else books.restore_failed(job.offset, failure)
-                )
-            case d.MakeFile(file_id):
-                answer = books.file_made(file_id) if failure is None else books.file_failed(file_id, failure)
-            case _:
-                return
-        self.carry_out(answer)
+    def _job_answered(self, job: KeeperJob | SpillJob, failure: str | None) -> None:
+        self.carry_out(self.books.finished(job, failure, now=self._loop.time()))
 
     def _to_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         if not self._is_closed:

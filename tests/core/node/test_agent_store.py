@@ -114,6 +114,19 @@ def test_an_object_larger_than_disk_and_store_is_refused_with_the_reason(driver:
         driver.client.request(CreateObject(0, object_id(), 1 << 50))
 
 
+def test_a_client_that_contradicts_the_books_is_ended_and_no_other(nodes: Nodes) -> None:
+    nodes.add()
+    liar, other = nodes.driver(), nodes.driver()
+    data = os.urandom(MIB)
+    name = put(other, data)
+    liar.client.send(Unpin([(12345, 1)]))
+    with pytest.raises(ConnectionError):
+        liar.client.receive()
+    assert read(other, pin(other, name, MIB)) == data
+    workers = {worker["worker_id"] for worker in other.ask("workers") if worker["is_alive"]}
+    assert liar.address.worker_id.hex() not in workers
+
+
 def _alive(nodes: Nodes) -> int:
     with nodes.head_client() as head:
         return sum(node.alive for node in head.request(ListNodes(0))[0].nodes)
