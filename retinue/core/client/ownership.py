@@ -335,6 +335,18 @@ class OwnershipService:
         for object_id in lost:
             self.copy_lost(object_id, node_id)
 
+    def argument_lost(self, object_id: bytes, node_id: bytes, error: ObjectLostError) -> None:
+        """A worker could not have an object from a node. If that is news, it is the end of that copy."""
+        with self._runtime.lock:
+            entry = self._table.entries.get(object_id)
+            if entry is None or entry.state != STORED or node_id not in entry.nodes:
+                return  # it has been seen to already
+            is_last = self._table.copy_lost(object_id, node_id) or entry.owner is not None
+            if entry.owner is not None:
+                entry.nodes = (node_id,)  # `recover` tells the owner
+        if is_last:
+            self.recover(object_id, error)
+
     def recover(self, object_id: bytes, error: ObjectLostError) -> None:
         """A stored object cannot be had: make it again from its task, ask its owner, or declare it lost."""
         runtime = self._runtime
@@ -354,9 +366,9 @@ class OwnershipService:
                     again = entry.task
                     again.is_done = False  # another of its returns may be found lost at the same time
             else:
-                was_run = entry.task is not None
-                kind = ObjectReconstructionFailedError if was_run else ObjectLostError
-                made_by = f"task {object_id[:24].hex()}"
+                was_run_again = entry.task is not None and entry.task.attempt > 0
+                kind = ObjectReconstructionFailedError if was_run_again else ObjectLostError
+                made_by = _made_by(object_id, entry.task)
                 entry.state = LOST
                 entry.blob = serialize_error(kind(object_id.hex(), call_site=made_by, message=error.message))
                 waiters, entry.waiters = entry.waiters or [], None
@@ -423,6 +435,14 @@ class OwnershipService:
             )
             return
         connection.send(Document(message.rid), msgspec.msgpack.encode(function(message.arguments)))
+
+
+def _made_by(object_id: bytes, task: TaskRecord | None) -> str:
+    if task is None:
+        return f"a put in task {object_id[:24].hex()}"
+    actor = getattr(task.pool, "class_name", "")
+    name = task.function.name if task.function is not None else f"{actor}.{task.method}"
+    return f"task {name} ({task.task_id.hex()})"
 
 
 def _nothing() -> None:

@@ -45,6 +45,7 @@ class Peers:
         self._connecting: dict[bytes, list[Callable[[Connection | None], None]]] = {}
         self._lock = threading.Lock()
         self._listeners: list[tuple[socket.socket, Watcher]] = []
+        self._arriving: set[socket.socket] = set()  # proven on a thread of their own, not taken over yet
 
     # --- accepting
 
@@ -93,7 +94,27 @@ class Peers:
             logger.warning("refused a connection: %s", error)
             sock.close()
             return
-        self._io.post(lambda: self._serve(sock, handshake.rest))
+        self.take_over(sock, lambda: self._serve(sock, handshake.rest))
+
+    def take_over(self, sock: socket.socket, then: Callable[[], None]) -> None:
+        """Bring a socket from a thread of its own to the I/O thread; if that has ended, close it."""
+
+        def arrived() -> None:
+            if sock in self._arriving:
+                self._arriving.discard(sock)
+                then()
+
+        self._arriving.add(sock)
+        self._io.post(arrived)
+        if self._runtime.is_stopping:
+            self._close_arriving()
+
+    def _close_arriving(self) -> None:
+        while self._arriving:
+            try:
+                self._arriving.pop().close()
+            except KeyError:
+                return  # another thread was faster
 
     def _serve(self, sock: socket.socket, rest: bytes) -> None:
         connection = Connection(self._io, sock, self._first_message, self._accepted_lost)
@@ -210,6 +231,7 @@ class Peers:
         for connection in (*self._accepted, *self._connections.values()):
             connection.on_close = _ignore
             connection.lost()
+        self._close_arriving()
 
 
 def _ignore(connection: Connection) -> None:
@@ -253,6 +275,6 @@ def open_connection(
             logger.info("could not connect to %s: %s", address, error)
             runtime.io.post(lambda: then(None))
             return
-        runtime.io.post(lambda: finish(sock, rest))
+        runtime.peers.take_over(sock, lambda: finish(sock, rest))
 
     threading.Thread(target=work, name="retinue-connect", daemon=True).start()

@@ -137,6 +137,7 @@ class Runtime:
         self.io.stop()
         self.head.close()
         self.peers.close()
+        self.tasks.close()
         if self.agent is not None:
             self.agent.on_close = _ignore
             self.agent.lost()

@@ -19,6 +19,7 @@ from retinue.core.client.peers import open_connection
 from retinue.core.client.tasks import FunctionDef, TaskRecord, call_frame, definition_frames
 from retinue.core.errors import (
     NodeDiedError,
+    ObjectLostError,
     RetinueError,
     RetinueTaskError,
     TaskCancelledError,
@@ -31,6 +32,7 @@ from retinue.core.serialization import deserialize, serialize, serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.failures import to_exception
 from retinue.core.wire.messages import (
+    REPLY_ARGUMENT_LOST,
     REPLY_CANCELLED,
     REPLY_ERROR,
     REPLY_RETURNS,
@@ -482,6 +484,13 @@ class TaskSubmitter:
         if not self.on_agent_message(connection, message, payload):
             raise ConnectionError(f"unexpected {type(message).__name__} from a remote agent")
 
+    def close(self) -> None:
+        """Close the connections to other nodes' agents, after the I/O thread's end."""
+        for agent in self._agents.values():
+            if agent.connection is not None:
+                agent.connection.on_close = _ignore
+                agent.connection.lost()
+
     def _remote_agent_lost(self, connection: Connection) -> None:
         node_id = connection.context
         self._agents.pop(node_id, None)
@@ -569,7 +578,29 @@ class TaskSubmitter:
             payload = serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
         elif status == REPLY_ERROR and self._retry_after_error(task, payload):
             return []
+        elif status == REPLY_ARGUMENT_LOST:
+            runtime.io.post(functools.partial(self._argument_lost, task, payload[:-16], payload[-16:]))
+            return []
         return self._resolve_errors(task, payload)
+
+    def _argument_lost(self, task: TaskRecord, object_id: bytes, node_id: bytes) -> None:
+        """The call could not begin: have the argument made again, and call again once it is there."""
+        runtime = self._runtime
+        if task.is_cancelled:
+            self.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
+            return
+        error = ObjectLostError(object_id.hex(), message=f"an argument of {task_name(task)} lay on a node that is gone")
+        if task.args_object is not None and task.args_object.object_id == object_id:
+            self.fail(task, error)  # its own pickled arguments: nobody can make them again
+            return
+        runtime.ownership.argument_lost(object_id, node_id, error)
+        if task.function is not None:
+            self.submit(task)
+            return
+        self.await_dependencies(task, lambda t: runtime.actors.drain(t.pool))
+        with runtime.lock:
+            task.pool.retry(task)
+        runtime.actors.drain(task.pool)
 
     def _resolve_returns(self, task: TaskRecord, reply: Reply, payload: bytes) -> list[Callable[[], None]]:
         runtime = self._runtime
@@ -792,6 +823,10 @@ class DependencyFailed(Exception):
     def __init__(self, blob: bytes) -> None:
         super().__init__()
         self.blob = blob
+
+
+def _ignore(connection: Connection) -> None:
+    """Nobody is left to tell."""
 
 
 def task_name(task: TaskRecord) -> str:

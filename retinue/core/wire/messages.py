@@ -290,6 +290,8 @@ class WorkerExit(Message, tag=17):
 
 
 REPLY_RETURNS, REPLY_ERROR, REPLY_CANCELLED, REPLY_REFUSED = 0, 1, 2, 3
+# The call was not run: an argument is lost. Payload: its object id, then the node it should have been on.
+REPLY_ARGUMENT_LOST = 4
 
 
 # --- peer: ownership, cancel ----------------------------------------------------------------------------

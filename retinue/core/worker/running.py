@@ -19,6 +19,7 @@ from retinue.core import references
 from retinue.core.client.runtime import INLINE_LIMIT_BYTES, Runtime
 from retinue.core.client.submission import ArgSlot
 from retinue.core.errors import (
+    ObjectLostError,
     RetinueError,
     RetinueSystemError,
     RetinueTaskError,
@@ -36,6 +37,7 @@ from retinue.core.serialization import (
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.framing import encode
 from retinue.core.wire.messages import (
+    REPLY_ARGUMENT_LOST,
     REPLY_CANCELLED,
     REPLY_ERROR,
     Call,
@@ -44,6 +46,7 @@ from retinue.core.wire.messages import (
     RefCount,
     Reply,
     ReturnInfo,
+    StoredObject,
     StreamItem,
     TaskEvents,
 )
@@ -63,6 +66,14 @@ Loaded = tuple[Sequence[Any], dict[str, Any], list[bytes]]
 
 class ActorExit(SystemExit):
     """Raised by `exit_actor()`: ends the actor's process in order."""
+
+
+class ArgumentLost(Exception):
+    """A stored argument cannot be had; the caller, who owns or borrows it, sees what can be done."""
+
+    def __init__(self, stored: StoredObject) -> None:
+        super().__init__(f"argument {stored.object_id.hex()} is lost")
+        self.stored = stored
 
 
 class CallRunner:
@@ -109,9 +120,7 @@ class CallRunner:
                 payload if len(payload) == call.args_size else payload[: call.args_size]
             )
         else:
-            blob = self.runtime.store.read_stored(
-                stored.object_id, stored.size, stored.owner, [stored.node_id], None
-            )
+            blob = self._read(stored)
         (args, kwargs), new = self.runtime.ownership.load_in_scope(blob)
         if len(payload) > call.args_size:
             values = [self._dependency(d, new) for d in _decode_dependencies(payload[call.args_size :])]
@@ -123,16 +132,21 @@ class CallRunner:
         if dependency.blob is not None:
             blob: bytes | memoryview = dependency.blob
         else:
-            stored = dependency.stored
-            assert stored is not None
-            blob = self.runtime.store.read_stored(
-                stored.object_id, stored.size, stored.owner, [stored.node_id], None
-            )
+            assert dependency.stored is not None
+            blob = self._read(dependency.stored)
         value, found = self.runtime.ownership.load_in_scope(blob)
         new.extend(found)
         if is_error_blob(blob):
             raise value
         return value
+
+    def _read(self, stored: StoredObject) -> memoryview:
+        try:
+            return self.runtime.store.read_stored(
+                stored.object_id, stored.size, stored.owner, [stored.node_id], None
+            )
+        except ObjectLostError as error:
+            raise ArgumentLost(stored) from error
 
     # --- replies
 
@@ -228,7 +242,11 @@ class CallRunner:
         )
 
     def error_reply(self, call: Call, error: BaseException, exec_us: int = 0) -> bytes:
-        """The frame that tells the caller what user code raised."""
+        """The frame that tells the caller what user code raised, or that it could not be called."""
+        if isinstance(error, ArgumentLost):
+            return encode(
+                Reply(call.task_id, REPLY_ARGUMENT_LOST, exec_us), error.stored.object_id + error.stored.node_id
+            )
         return encode(Reply(call.task_id, REPLY_ERROR, exec_us), self.error_blob(call, error))
 
     def error_blob(self, call: Call, error: BaseException) -> bytes:
