@@ -172,7 +172,7 @@ def _silent(answers: Answers) -> list[str]:
 
 
 def _omitted(what: str, count: int) -> list[str]:
-    return [f"{count} more {what} are not told, being more than {SOURCE_LIMIT} of a process"] if count else []
+    return [f"{count} more {what} are not told, beyond {SOURCE_LIMIT} of a node"] if count else []
 
 
 def _cut(resource: str, count: int) -> list[str]:

@@ -105,7 +105,7 @@ class QueryRoom:
             "workers": self._workers,
             "actors": self._actor_list,
             "objects": self._objects,
-            "references": lambda arguments: self._ask_processes("objects", arguments),
+            "references": self._references,
             "tasks": self._task_list,
             "stack": self._stack,
             "metrics": self._metrics,
@@ -258,8 +258,9 @@ class QueryRoom:
 
     async def _task_list(self, arguments: Arguments) -> Any:
         asked = await self._ask_processes("tasks", arguments)
-        live = [process["answer"] for process in asked if process["answer"] is not None]
         limit = int(arguments.get("limit", DEFAULT_LIMIT))
+        _cut(asked, "tasks", limit)
+        live = [process["answer"] for process in asked if process["answer"] is not None]
         return {
             "live": [task for answer in live for task in answer["tasks"]],
             "finished": self.events.tasks(limit, wall_offset_s=_wall_offset_s()),
@@ -267,6 +268,11 @@ class QueryRoom:
             "omitted": sum(answer["omitted"] for answer in live),
             "silent": [process["pid"] for process in asked if process["answer"] is None],
         }
+
+    async def _references(self, arguments: Arguments) -> Any:
+        asked = await self._ask_processes("objects", arguments)
+        _cut(asked, "objects", int(arguments.get("limit", DEFAULT_LIMIT)))
+        return asked
 
     async def _stack(self, arguments: Arguments) -> Any:
         return await self._ask_processes("stack", arguments)
@@ -349,6 +355,17 @@ class QueryRoom:
                 if name.startswith(begin) and name.endswith(end):
                     return name
         raise FileNotFoundError("no such worker on this node")
+
+
+def _cut(asked: list[dict[str, Any]], key: str, limit: int) -> None:
+    """Leave at most `limit` rows in all answers together: they go out in one frame."""
+    for process in asked:
+        answer = process["answer"]
+        if answer is not None:
+            rows = answer[key]
+            answer["omitted"] += max(0, len(rows) - limit)
+            answer[key] = rows[:limit]
+            limit -= len(answer[key])
 
 
 def _wall_offset_s() -> float:
