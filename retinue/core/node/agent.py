@@ -114,6 +114,7 @@ class Agent:
         self.cluster.on_head_message = self._from_head
         self.cluster.on_node_message = self._message
         self.cluster.on_nodes = self._nodes_changed
+        self.cluster.on_node_died = self._node_died
         self.store.name_of = self._name_of
 
     # --- life
@@ -172,6 +173,7 @@ class Agent:
             m.LeaseDemand: self.leasing.demand,
             m.LeaseReturn: self.leasing.returned,
             m.FreeObjects: self._free_objects,
+            m.KeepObjects: self._keep_objects,
             m.NodeCall: self.queries.called,
             m.Shutdown: self._shutdown,
         }
@@ -239,23 +241,24 @@ class Agent:
             return
         config = self.config
         total = to_floats(self.leasing.table.resources.total)
-        connection.send(
-            m.Registered(
-                message.rid,
-                config.node_id,
-                config.node_ip,
-                self.store.arena_path,
-                self.store.arena.size_bytes,
-                config.head,
-                config.session_dir,
-                config.labels,
-                total,
-            )
+        registered = m.Registered(
+            message.rid,
+            config.node_id,
+            config.node_ip,
+            self.store.arena_path,
+            self.store.arena.size_bytes,
+            config.head,
+            config.session_dir,
+            config.labels,
+            total,
         )
         if process.kind == WORKER:
+            connection.send(registered)
             if not self.leasing.worker_ready(process):
                 self.processes.end(process.worker_id, process.reason or "it is not needed", is_forced=True)
             return
+        # A driver's init() ends with a cluster that knows this node.
+        self.cluster.when_registered(lambda: connection.send(registered))
         if message.log_to_driver:
             self._wants_logs.setdefault(process.job_id, set()).add(process)
         if message.env is not None and self._prestart:
@@ -295,6 +298,13 @@ class Agent:
             if node_id != self.config.node_id:
                 self.cluster.send_to_node(node_id, m.FreeObjects(message.object_ids))
 
+    def _keep_objects(self, connection: LoopConnection, message: m.KeepObjects, payload: bytes) -> None:
+        for node_id in message.nodes or [self.config.node_id]:
+            if node_id == self.config.node_id:
+                self.store.kept(message.object_ids)
+            else:
+                self.cluster.send_to_node(node_id, m.KeepObjects(message.object_ids))
+
     # --- the head
 
     def _from_head(self, connection: LoopConnection, message: Any, payload: bytes) -> None:
@@ -325,6 +335,13 @@ class Agent:
         if own is not None and own.draining:
             self.leasing.drain()
         self.leasing.cluster_changed(NodeView.of(node) for node in self.cluster.nodes.values())
+
+    def _node_died(self, node_id: bytes) -> None:
+        if node_id == self.config.node_id:
+            return
+        for process in self.processes:
+            if process.connection is not None:
+                process.connection.send(m.NodeGone(node_id))
 
     def _registration(self) -> tuple[m.RegisterNode, bytes]:
         self.actors.connection_replaced()

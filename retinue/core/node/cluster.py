@@ -47,6 +47,7 @@ class Cluster:
         self.on_head_message: Callable[[LoopConnection, Any, bytes], None] = lambda c, m, p: None
         self.on_node_message: Callable[[LoopConnection, Any, bytes], None] = lambda c, m, p: None
         self.on_nodes: Callable[[], None] = lambda: None
+        self.on_node_died: Callable[[bytes], None] = lambda node_id: None
         self.on_registered: Callable[[], None] = lambda: None
         self.nodes: dict[bytes, NodeInfo] = {}
         self.head: LoopConnection | None = None
@@ -56,6 +57,7 @@ class Cluster:
         self._make_report = make_report
         self._unsaid: deque[tuple[Message, bytes]] = deque(maxlen=MAX_UNSAID)
         self._is_registered = False
+        self._when_registered: list[Callable[[], None]] = []
         self._report_timer: asyncio.TimerHandle | None = None
         self._last_report: NodeReport | None = None
         self._peers: dict[bytes, LoopConnection] = {}
@@ -102,6 +104,16 @@ class Cluster:
             head.send(message, body)
         self.on_registered()
         self._report()
+        waiting, self._when_registered = self._when_registered, []
+        for then in waiting:
+            then()
+
+    def when_registered(self, then: Callable[[], None]) -> None:
+        """Run `then` once a head knows this node: now, or after the next registration."""
+        if self._is_registered:
+            then()
+        else:
+            self._when_registered.append(then)
 
     def _head_message(self, connection: LoopConnection, message: Any, payload: bytes) -> None:
         if type(message) is ClusterView:
@@ -133,6 +145,7 @@ class Cluster:
                 peer = self._peers.pop(node.node_id, None)
                 if peer is not None:
                     peer.close()
+                self.on_node_died(node.node_id)
         self.on_nodes()
 
     # --- reports

@@ -15,10 +15,12 @@ import logging
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from retinue.core.config import AgentConfig
+from retinue.core.errors import RetinueError
 from retinue.core.node.store import AGENT, OwnPin, OwnSpace, StoreRoom
 from retinue.core.objects import decisions as d
 from retinue.core.objects.arena import map_file, map_file_writable
@@ -51,11 +53,19 @@ from retinue.core.wire.messages import (
 logger = logging.getLogger(__name__)
 
 ASK_OWNER_TIMEOUT_S = 10.0
+# Receivers of an object that takes at least this long on its way are sources for each other.
+SHARED_MIN_BYTES = 8 << 20
+ASK_FOR_OTHERS_S = 0.1
+UNPIN_INTERVAL_S = 0.05
 SEAL_WAIT_S = 0.5
 SEAL_LOOK_S = 0.01
 OPEN_TIMEOUT_S = 30.0
 # How often a pull asks the owner for other nodes, all known ones having failed.
 MAX_ROUNDS = 3
+
+
+ServedKey = tuple[int, int, int]
+"""What to unpin, and the range of the arena to take out of this process's memory count (offset, size)."""
 
 
 class NoCopyError(Exception):
@@ -72,6 +82,8 @@ class Pull:
         self.nodes = list(message.nodes)
         self.events: asyncio.Queue[PullDecision | Released] = asyncio.Queue()
         self.space: asyncio.Future[OwnSpace] = loop.create_future()
+        self.tried: set[bytes] = set()  # nodes that have it
+        self.tried_partial: set[bytes] = set()  # nodes that pull it too
         self.is_cancelled = False
 
 
@@ -89,10 +101,12 @@ class Pulling:
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: dict[bytes, asyncio.Task[bool]] = {}
         self._owner_of: dict[bytes, Address] = {}  # of the copies that were pulled
-        self._owners: dict[bytes, LoopConnection] = {}  # peer connections, by worker id
+        self._owners: dict[bytes, asyncio.Task[LoopConnection]] = {}  # peer connections, by worker id
         self._requests = itertools.count(1)
         self._spaces: dict[int, Pull] = {}
-        self._opening: dict[int, concurrent.futures.Future[memoryview | None]] = {}
+        self._opening: dict[int, tuple[bytes, concurrent.futures.Future[memoryview | None]]] = {}
+        self._served_views = 0  # of objects that servers have open
+        self._released: deque[ServedKey] = deque()  # what of them is not needed any more
         self._is_closed = False
         store.on_wanted = self.begin
         store.on_gone = self._gone
@@ -103,11 +117,13 @@ class Pulling:
         self._is_closed = True
         for task in list(self._tasks):
             task.cancel()
-        for future in list(self._opening.values()):
+        for _, future in list(self._opening.values()):
             future.cancel()
         await self._loop.run_in_executor(None, self._transfers.stop)
-        for connection in list(self._owners.values()):
-            connection.close()
+        for connecting in list(self._owners.values()):
+            connecting.cancel()
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                connecting.result().close()
 
     # --- pulling
 
@@ -128,6 +144,11 @@ class Pulling:
             if pull is not None:
                 pull.is_cancelled = True
                 self._carry_out(self._book.cancel(object_id))
+        for request, (object_id, future) in list(self._opening.items()):
+            if object_id in object_ids:
+                del self._opening[request]
+                self._store.carry_out(self._store.books.cancel_get(AGENT, request))
+                future.set_result(None)
 
     async def _pull(self, pull: Pull) -> None:
         object_id = pull.object_id
@@ -137,6 +158,9 @@ class Pulling:
             self._store.fail_pins(object_id, "ObjectLostError", str(error))
         except (OSError, MemoryError) as error:
             self._store.fail_pins(object_id, "ObjectStoreFullError", str(error))
+        except Exception as error:  # a mistake of ours; nobody must wait for ever
+            logger.exception("object %s could not be pulled", object_id.hex())
+            self._store.fail_pins(object_id, "RetinueSystemError", repr(error))
         finally:
             self._pulls.pop(object_id, None)
             again = self._store.waiting_for(object_id)
@@ -148,7 +172,8 @@ class Pulling:
             if self._config.node_id in pull.nodes and await self._seal_came(pull):
                 return
             await self._ask_owner(pull)
-        key, target, finish = await self._space(pull)
+        key, target, unmap = await self._space(pull)
+        store, books = self._store, self._store.books
         self._book.start(pull.object_id, pull.size)
         self._transfers.begin(pull.object_id, target)
         is_here = False
@@ -158,18 +183,20 @@ class Pulling:
         finally:
             del target
             if is_here:
-                self._store.carry_out(
-                    self._store.books.seal(AGENT, pull.object_id, key, pull.size, is_primary=False)
-                )
+                # Pinned: other nodes may still be reading it from where it is being written.
+                store.carry_out(books.seal(AGENT, pull.object_id, key, pull.size, is_primary=False, pins=1))
+                self._has_come(pull)
             if not self._transfers.end(pull.object_id) and not self._is_closed:
-                await self._released(pull)
+                await self._released_by_servers(pull)
             if not self._is_closed:
-                finish()
-                if not is_here:
-                    self._store.carry_out(self._store.books.abort(AGENT, key))
+                unmap()
+                store.carry_out(books.unpin(AGENT, key) if is_here else books.abort(AGENT, key))
         if not is_here:
             raise NoCopyError("it was freed while it was on its way here")
-        self._owner_of[pull.object_id] = pull.owner
+
+    def _has_come(self, pull: Pull) -> None:
+        if pull.object_id in self._store.books:  # else it was freed meanwhile
+            self._owner_of[pull.object_id] = pull.owner
         self._tell_owner(pull.owner, CopyAdded(pull.object_id, self._config.node_id))
 
     async def _seal_came(self, pull: Pull) -> bool:
@@ -211,29 +238,53 @@ class Pulling:
 
     async def _fetch(self, pull: Pull) -> None:
         """Pull from every node that has it; when none is left, ask the owner for others."""
-        tried: set[bytes] = set()
-        for _ in range(MAX_ROUNDS):
-            nodes = [node for node in self._others(pull.nodes) if node not in tried]
-            tried.update(nodes)
-            linked = await asyncio.gather(*(self._link(node) for node in nodes))
-            usable = [node for node, is_linked in zip(nodes, linked, strict=True) if is_linked]
-            for node in usable:
-                self._carry_out(self._book.source_found(pull.object_id, node, is_complete=True))
-            while usable:
-                event = await pull.events.get()
-                if isinstance(event, Pulled | PullCancelled):
+        sharing = self._loop.create_task(self._share(pull)) if pull.size >= SHARED_MIN_BYTES else None
+        try:
+            for _ in range(MAX_ROUNDS):
+                await self._use_sources(pull, self._others(pull.nodes), is_complete=True)
+                if await self._over(pull):
                     return
-                if isinstance(event, NoSource):
+                await self._ask_owner(pull)
+                has_new = any(node not in pull.tried for node in self._others(pull.nodes))
+                if not has_new and not self._book.has_complete_source(pull.object_id):
                     break
-            await self._ask_owner(pull)
-            if not [node for node in self._others(pull.nodes) if node not in tried]:
-                break
+        finally:
+            if sharing is not None:
+                sharing.cancel()
         self._carry_out(self._book.cancel(pull.object_id))
         while not isinstance(await pull.events.get(), PullCancelled):
             pass
         raise NoCopyError("no node that had a copy can be reached, or has it any more")
 
-    async def _released(self, pull: Pull) -> None:
+    async def _use_sources(self, pull: Pull, nodes: list[bytes], *, is_complete: bool) -> None:
+        """Pull from these too. Each is tried once as having it all, once as pulling it itself."""
+        tried = pull.tried if is_complete else pull.tried_partial
+        new = [node for node in nodes if node not in tried]
+        tried.update(new)
+        linked = await asyncio.gather(*(asyncio.shield(self._link(node)) for node in new))
+        for node, is_linked in zip(new, linked, strict=True):
+            if is_linked:
+                self._carry_out(self._book.source_found(pull.object_id, node, is_complete=is_complete))
+
+    async def _over(self, pull: Pull) -> bool:
+        """Wait until the pull is done or cancelled (True), or nobody is left who has all of it."""
+        while self._book.has_complete_source(pull.object_id) or pull.object_id not in self._book:
+            if isinstance(await pull.events.get(), Pulled | PullCancelled):
+                return True
+        return False
+
+    async def _share(self, pull: Pull) -> None:
+        """While the object is on its way, keep finding those who pull it too, or have it by now."""
+        while True:
+            try:
+                located = await self._locate(pull, is_pulling=True)
+            except (OSError, TimeoutError, RetinueError):
+                return  # it can do without
+            await self._use_sources(pull, self._others(getattr(located, "nodes", [])), is_complete=True)
+            await self._use_sources(pull, self._others(getattr(located, "pulling", [])), is_complete=False)
+            await asyncio.sleep(ASK_FOR_OTHERS_S)
+
+    async def _released_by_servers(self, pull: Pull) -> None:
         while not isinstance(await pull.events.get(), Released):
             pass
 
@@ -324,19 +375,19 @@ class Pulling:
             future.set_result(None)
             return
         request = next(self._requests)
-        self._opening[request] = future
+        self._opening[request] = (object_id, future)
         self._store.carry_out(self._store.books.get(AGENT, request, object_id, now=self._loop.time()))
 
     def _own_pin(self, decision: OwnPin) -> None:
         assert isinstance(decision.request_id, int)
-        future = self._opening.pop(decision.request_id)
+        _, future = self._opening.pop(decision.request_id)
         view: memoryview | None = None
         match decision:
             case d.Located():
-                pin = ServerPin(self, decision.offset)
+                pin = self._served((decision.offset, decision.offset, decision.size))
                 view = self._store.arena.view(decision.offset, decision.size, pin)
             case d.LocatedInFile():
-                pin = ServerPin(self, decision.key)
+                pin = self._served((decision.key, 0, 0))
                 fd = os.open(self._store.path_of(decision.file_id), os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     view = map_file(fd, decision.file_offset, decision.size, pin)
@@ -347,47 +398,73 @@ class Pulling:
         if not future.cancelled():
             future.set_result(view)
 
-    def unpin_soon(self, key: int) -> None:
-        """From any thread, or a finalizer: takes no lock."""
-        if not self._is_closed:
-            self._loop.call_soon_threadsafe(self._unpin, key)
+    def _served(self, key: ServedKey) -> ServerPin:
+        if not self._served_views:
+            self._loop.call_later(UNPIN_INTERVAL_S, self._unpin_released)
+        self._served_views += 1
+        return ServerPin(key, self._released)
 
-    def _unpin(self, key: int) -> None:
-        if not self._is_closed:
+    def _unpin_released(self) -> None:
+        """Servers' threads cannot say when they let go of a view (finalizers): look, while there are any."""
+        if self._is_closed:
+            return
+        for _ in range(len(self._released)):
+            key, offset, size = self._released.popleft()
+            self._served_views -= 1
+            if size:
+                self._store.arena.forget(offset, size)
             self._store.carry_out(self._store.books.unpin(AGENT, key))
+        if self._served_views:
+            self._loop.call_later(UNPIN_INTERVAL_S, self._unpin_released)
 
     # --- owners
 
     async def _ask_owner(self, pull: Pull) -> None:
         """Learn from the object's owner which nodes have it now."""
         try:
-            async with asyncio.timeout(ASK_OWNER_TIMEOUT_S):
-                connection = await self._owner(pull.owner)
-                located, _ = await connection.request(Locate(0, pull.object_id, wait=False))
+            located = await self._locate(pull)
         except (OSError, TimeoutError) as error:
             raise NoCopyError(f"its owner cannot be asked where it is: {error}") from error
+        except RetinueError as error:
+            raise NoCopyError(str(error)) from error
         pull.nodes = list(getattr(located, "nodes", ()))
         pull.size = getattr(located, "size", 0) or pull.size
 
+    async def _locate(self, pull: Pull, *, is_pulling: bool = False) -> Any:
+        """`is_pulling`: the owner may name this node to others who pull it."""
+        async with asyncio.timeout(ASK_OWNER_TIMEOUT_S):
+            connection = await self._owner(pull.owner)
+            puller = self._config.node_id if is_pulling else b""
+            located, _ = await connection.request(Locate(0, pull.object_id, wait=False, puller=puller))
+        return located
+
     async def _owner(self, address: Address) -> LoopConnection:
-        known = self._owners.get(address.worker_id)
-        if known is not None and not known.is_closed:
-            return known
-        hello = Hello("peer", self._config.address)
-        connection = await transport.connect(address, hello, self._config.token, _ignore, self._owner_lost)
+        """The one connection to an owner: what is said to it arrives in order. Raises OSError."""
+        task = self._owners.get(address.worker_id)
+        if task is None:
+            task = self._owners[address.worker_id] = self._loop.create_task(self._connect_owner(address))
+        return await asyncio.shield(task)
+
+    async def _connect_owner(self, address: Address) -> LoopConnection:
+        try:
+            hello = Hello("peer", self._config.address)
+            connection = await transport.connect(address, hello, self._config.token, _ignore, self._owner_lost)
+        except BaseException:
+            self._owners.pop(address.worker_id, None)
+            raise
         connection.context = address.worker_id
-        self._owners[address.worker_id] = connection
+        if connection.is_closed:
+            self._owners.pop(address.worker_id, None)
         return connection
 
     def _owner_lost(self, connection: LoopConnection) -> None:
-        if self._owners.get(connection.context) is connection:
-            del self._owners[connection.context]
+        self._owners.pop(connection.context, None)
 
     def _tell_owner(self, owner: Address, message: Message) -> None:
         async def send() -> None:
             try:
                 (await self._owner(owner)).send(message)
-            except OSError as error:
+            except (OSError, RetinueError) as error:
                 logger.debug("an object's owner cannot be told: %s", error)
 
         task = self._loop.create_task(send())
@@ -406,16 +483,16 @@ class Pulling:
 
 
 class ServerPin:
-    """Keeps an object pinned while a server's view of it lives."""
+    """Says which object to unpin when a server's last view of it is gone. Takes no lock, in any thread."""
 
-    __slots__ = ("_key", "_pulling")
+    __slots__ = ("_key", "_released")
 
-    def __init__(self, pulling: Pulling, key: int) -> None:
-        self._pulling = pulling
+    def __init__(self, key: ServedKey, released: deque[ServedKey]) -> None:
         self._key = key
+        self._released = released
 
     def __del__(self) -> None:
-        self._pulling.unpin_soon(self._key)
+        self._released.append(self._key)
 
 
 def _take_off_loop(connection: LoopConnection) -> socket.socket:

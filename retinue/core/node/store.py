@@ -182,6 +182,11 @@ class StoreRoom:
             if object_id in self._pins:
                 self.fail_pins(object_id, "ObjectLostError", "it was freed while it was on its way here")
 
+    def kept(self, object_ids: list[bytes]) -> None:
+        """The owner counts on the copies here: spill them rather than drop them."""
+        for object_id in object_ids:
+            self.carry_out(self.books.make_primary(object_id))
+
     def fail_pins(self, object_id: bytes, kind: str, text: str) -> None:
         """The object will not come: tell those who wait for it."""
         for (worker_id, rid), message in list(self._pins.pop(object_id, {}).items()):
