@@ -10,7 +10,7 @@ import retinue
 from retinue.cluster_utils import Cluster
 
 
-@pytest.fixture(scope="session", params=["one node", "three nodes"])
+@pytest.fixture(scope="module", params=["one node", "three nodes"])
 def topology(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETINUE_TEMP_DIR", str(tmp_path_factory.mktemp("r")))
