@@ -31,8 +31,10 @@ from retinue.core.wire.messages import (
     Document,
     Failure,
     FreeObjects,
+    KeepObjects,
     Locate,
     Located,
+    NodeGone,
     Ok,
     Ping,
     Query,
@@ -61,6 +63,7 @@ class OwnershipService:
         self._table = runtime.table
         self._scope = Scope()
         self._locating: set[bytes] = set()
+        self._pulling: dict[bytes, set[bytes]] = {}  # nodes that pull an object of ours now
         self.cancel_hook: Callable[[CancelCall], None] | None = None  # set by a worker's executor
         self.credit_hook: Callable[[StreamCredit], None] | None = None
         self.queries: dict[str, Callable[[dict[str, str]], Any]] = {}
@@ -73,6 +76,7 @@ class OwnershipService:
         handlers[StreamCredit] = self._on_credit
         handlers[CopyLost] = self._on_copy_lost
         handlers[CopyAdded] = self._on_copy_added
+        handlers[NodeGone] = self._on_node_gone
         handlers[Ping] = self._on_ping
         handlers[Query] = self.on_query
 
@@ -215,6 +219,8 @@ class OwnershipService:
         runtime = self._runtime
         if effects.free and runtime.agent is not None:
             nodes = {n for _, ns in effects.free for n in ns if n != runtime.node_id}
+            if self._pulling:
+                nodes.update(*(self._pulling.pop(i, ()) for i, _ in effects.free))
             runtime.agent.send(FreeObjects([i for i, _ in effects.free], list(nodes)))
         by_owner: dict[Address, list[tuple[bytes, int]]] = defaultdict(list)
         for owner, object_id, times in effects.uncount:
@@ -271,7 +277,8 @@ class OwnershipService:
                 error = ObjectLostError(object_id.hex(), message="its owner let go of it")
                 connection.send(Failure(rid, "ObjectLostError", error.message))
             elif entry.state == STORED:
-                connection.send(Located(rid, STORED, list(entry.nodes), entry.size))
+                pulling = self._pulling_too(object_id, message.puller) if message.puller else []
+                connection.send(Located(rid, STORED, list(entry.nodes), entry.size, pulling))
             elif entry.blob is not None:
                 state = INLINE if entry.state == INLINE else ERROR
                 connection.send(Located(rid, state, [], entry.size), entry.blob)
@@ -290,6 +297,20 @@ class OwnershipService:
         if running_on is not None:
             runtime.watch_for_a_while(running_on)
         answer()
+
+    def _pulling_too(self, object_id: bytes, puller: bytes) -> list[bytes]:
+        """The other nodes that are pulling an object of ours; `puller` is one of them from now on."""
+        pulling = self._pulling.setdefault(object_id, set())
+        others = [node for node in pulling if node != puller]
+        pulling.add(puller)
+        return others
+
+    def _ends_pulling(self, object_id: bytes, node_id: bytes) -> None:
+        pulling = self._pulling.get(object_id)
+        if pulling is not None:
+            pulling.discard(node_id)
+            if not pulling:
+                del self._pulling[object_id]
 
     # --- counts of others
 
@@ -313,27 +334,39 @@ class OwnershipService:
     # --- copies and lineage
 
     def _on_copy_lost(self, connection: Connection, message: CopyLost, payload: bytes) -> None:
-        self.copy_lost(message.object_id, message.node_id)
+        self._ends_pulling(message.object_id, message.node_id)
+        self.copy_lost(message.object_id, message.node_id, "it could not be read there any more")
 
-    def copy_lost(self, object_id: bytes, node_id: bytes) -> None:
+    def copy_lost(self, object_id: bytes, node_id: bytes, reason: str) -> None:
         """A node lost its copy; if it was the last of an object of ours, it is made again."""
         with self._runtime.lock:
             last = self._table.copy_lost(object_id, node_id)
+            keeper = self._table.keeper_of(object_id)
         if last:
-            self.recover(object_id, ObjectLostError(object_id.hex()))
+            message = f"its last copy was on node {node_id.hex()[:12]}: {reason}"
+            self.recover(object_id, ObjectLostError(object_id.hex(), message=message))
+        elif keeper is not None and self._runtime.agent is not None:
+            # What was made by pulling may be dropped by its node at any time, unless somebody counts on it.
+            self._runtime.agent.send(KeepObjects([object_id], [keeper]))
 
     def _on_copy_added(self, connection: Connection, message: CopyAdded, payload: bytes) -> None:
+        self._ends_pulling(message.object_id, message.node_id)
         with self._runtime.lock:
             known = self._table.copy_added(message.object_id, message.node_id)
         if not known and self._runtime.agent is not None:
             self._runtime.agent.send(FreeObjects([message.object_id], [message.node_id]))
+
+    def _on_node_gone(self, connection: Connection, message: NodeGone, payload: bytes) -> None:
+        self.node_gone(message.node_id)
 
     def node_gone(self, node_id: bytes) -> None:
         """A node died with its store."""
         with self._runtime.lock:
             lost = [i for i, e in self._table.entries.items() if e.state == STORED and node_id in e.nodes]
         for object_id in lost:
-            self.copy_lost(object_id, node_id)
+            self.copy_lost(object_id, node_id, "that node died")
+        for object_id in list(self._pulling):
+            self._ends_pulling(object_id, node_id)
 
     def argument_lost(self, object_id: bytes, node_id: bytes, error: ObjectLostError) -> None:
         """A worker could not have an object from a node. If that is news, it is the end of that copy."""

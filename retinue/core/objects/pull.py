@@ -65,7 +65,10 @@ class PullCancelled:
 
 @dataclass(frozen=True, slots=True)
 class NoSource:
-    """No source is left; find another (`source_found`) or `cancel`. What has arrived is kept."""
+    """Nobody who has all of it is left: find another (`source_found`) or `cancel`. What has arrived is kept.
+
+    Partial sources alone could wait for each other for ever.
+    """
 
     object_id: ObjectId
 
@@ -178,6 +181,10 @@ class PullBook:
         pull.is_cancelled = True
         return [] if pull.asked else self._finish(pull)
 
+    def has_complete_source(self, object_id: ObjectId) -> bool:
+        pull = self._pulls.get(object_id)
+        return pull is not None and any(source.is_complete for source in pull.sources.values())
+
     def __contains__(self, object_id: ObjectId) -> bool:
         return object_id in self._pulls
 
@@ -207,9 +214,9 @@ class PullBook:
             pull.missing |= 1 << chunk
         if pull.is_cancelled:
             return [] if pull.asked else self._finish(pull)
-        if not pull.sources:
-            return [NoSource(pull.object_id)]
         decisions: list[PullDecision] = []
+        if not self.has_complete_source(pull.object_id):
+            decisions.append(NoSource(pull.object_id))
         for other in list(pull.sources):
             decisions += self._ask_for_more(other)
         return decisions

@@ -348,13 +348,13 @@ class ObjectStore:
         """The object cannot be read back: it is lost, and the gets that wait for it fail."""
         place, entry = self._finish_restore(offset)
         if entry is not None:
+            self._out.append(Lost(entry.object_id, reason))  # first: those who wait know its owner
             for client_id, request_id in entry.waiters:
                 del self._clients[client_id].gets[request_id]
                 self._out.append(GetFailed(client_id, request_id, entry.object_id, reason))
             entry.waiters.clear()
             del self._objects[entry.object_id]
             self._dissolve(entry)
-            self._out.append(Lost(entry.object_id, reason))
         place.entry = None
         self._shelves.settle(place)
         return self._flush()

@@ -110,6 +110,7 @@ class Transfers:
         self._links: dict[SourceId, _Link] = {}
         self._servers: dict[threading.Thread, socket.socket] = {}
         self._is_stopped = False
+        self.sent_bytes = 0  # to other nodes, since the start
 
     # Pulling
 
@@ -222,6 +223,10 @@ class Transfers:
         if is_released:
             self._report(Released(object_id))
 
+    def _chunk_sent(self, size: int) -> None:
+        with self._changed:
+            self.sent_bytes += size
+
     def _news_of(self, object_id: ObjectId, seen: int, wait_s: float) -> list[int] | None:
         """Chunks that arrived after the first `seen`, after a short wait if none; None: not being pulled."""
         with self._changed:
@@ -278,6 +283,7 @@ class _Session:
             if not data:
                 raise wire.BulkProtocolError(f"chunk {chunk} of an object of {len(view)} bytes")
             wire.send(self._sock, wire.Header(wire.DATA, object_id, chunk, len(data)), data)
+            self._transfers._chunk_sent(len(data))
 
     def _answer_ask(self, request: wire.Header) -> None:
         object_id = request.object_id

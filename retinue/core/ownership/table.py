@@ -149,7 +149,7 @@ class OwnershipTable:
             return []
         entry.blob = blob
         entry.size = size or (len(blob) if blob is not None else 0)
-        entry.nodes = nodes
+        entry.nodes = nodes if not entry.nodes else tuple(dict.fromkeys((*nodes, *entry.nodes)))
         entry.contained = contained
         entry.state = state
         waiters, entry.waiters = entry.waiters, None
@@ -191,13 +191,20 @@ class OwnershipTable:
         entry.nodes = tuple(n for n in entry.nodes if n != node_id)
         return not entry.nodes and entry.owner is None
 
+    def keeper_of(self, object_id: bytes) -> bytes | None:
+        """The node whose copy of an object of ours is the one to keep; the first that is known."""
+        entry = self.entries.get(object_id)
+        if entry is None or entry.state != STORED or entry.owner is not None or not entry.nodes:
+            return None
+        return entry.nodes[0]
+
     def copy_added(self, object_id: bytes, node_id: bytes) -> bool:
         """Remember another copy; False if the object is gone (the copy should be freed)."""
         entry = self.entries.get(object_id)
         if entry is None:
             return False
-        if entry.state == STORED and node_id not in entry.nodes:
-            entry.nodes = (*entry.nodes, node_id)
+        if entry.state in (STORED, PENDING) and node_id not in entry.nodes:
+            entry.nodes = (*entry.nodes, node_id)  # PENDING: it is being made again, but this one counts too
         return True
 
     # --- holds end

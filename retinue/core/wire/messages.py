@@ -298,11 +298,15 @@ REPLY_ARGUMENT_LOST = 4
 
 
 class Locate(Message, tag=20):
-    """Ask the owner for an object; answered by Located, with `wait` only once the object is there."""
+    """Ask the owner for an object; answered by Located, with `wait` only once the object is there.
+
+    `puller`: the node that asks is pulling it, and may be named to others who do.
+    """
 
     rid: int
     object_id: bytes
     wait: bool = True
+    puller: bytes = b""
 
 
 class Located(Response, tag=21):
@@ -315,6 +319,7 @@ class Located(Response, tag=21):
     state: int
     nodes: list[bytes] = []
     size: int = 0
+    pulling: list[bytes] = []  # nodes that have part of it, for who is pulling it too
 
 
 class AddBorrowers(Message, tag=22):
@@ -551,6 +556,22 @@ class SlabClosed(Message, tag=69):
 
     offset: int
     used: int
+
+
+class KeepObjects(Message, tag=71):
+    """The owner says: the copies on `nodes` (or, without any, here) are the ones to keep from now on.
+
+    Other copies may give way when a store is full; these are spilled instead.
+    """
+
+    object_ids: list[bytes]
+    nodes: list[bytes] = []
+
+
+class NodeGone(Message, tag=72):
+    """agent -> its processes: a node died, and with it every copy in its store."""
+
+    node_id: bytes
 
 
 class CancelPin(Message, tag=70):

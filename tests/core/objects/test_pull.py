@@ -66,6 +66,16 @@ def test_without_a_source_somebody_must_find_one(book: PullBook) -> None:
     assert book.source_found(b"x", "n2", is_complete=True) == [Fetch("n2", b"x", 1, 1)]
 
 
+def test_partial_sources_alone_are_not_enough(book: PullBook) -> None:
+    book.start(b"x", 20)
+    book.source_found(b"x", "n1", is_complete=True)
+    book.source_found(b"x", "n2", is_complete=False)
+    assert NoSource(b"x") in book.source_lost("n1")
+    assert not book.has_complete_source(b"x")
+    book.chunks_known("n2", b"x", (), is_complete=True)
+    assert book.has_complete_source(b"x")
+
+
 def test_partial_source_is_asked_only_for_what_it_has(book: PullBook) -> None:
     book.start(b"x", 50)
     assert book.source_found(b"x", "n1", is_complete=False) == [Ask("n1", b"x", 0)]

@@ -330,9 +330,9 @@ def test_object_that_cannot_be_read_back_is_lost(store: ObjectStore) -> None:
     store.abort("b", grant.offset)
     (restore,) = store.get("b", 2, b"fill0", now=0.0)
     assert store.restore_failed(restore.offset, "input/output error") == [
+        Lost(b"fill0", "input/output error"),
         GetFailed("b", 2, b"fill0", "input/output error"),
         DeleteFile(restore.file_id),
-        Lost(b"fill0", "input/output error"),
     ]
 
 
