@@ -87,8 +87,9 @@ class RetinueTaskError(RetinueError):
         self.pid = pid
         self.ip = ip
         self.actor_repr = actor_repr
-        self.cause_repr = cause_repr or (repr(cause) if cause is not None else "")
-        super().__init__(function_name, traceback_str)
+        self.cause_repr = cause_repr or (safe_repr(cause) if cause is not None else "")
+        # Not super(): in a type combined with the user's, that would be the user's __init__.
+        Exception.__init__(self, function_name, traceback_str)
 
     def __str__(self) -> str:
         where = f"{self.function_name}() (pid={self.pid}" + (f", ip={self.ip}" if self.ip else "")
@@ -110,7 +111,7 @@ class RetinueTaskError(RetinueError):
             return cause  # e.g. a TaskCancelledError or ActorDiedError seen inside the task
         try:
             combined = _combined_type(type(cause))
-            error = combined.__new__(combined, *cause.args)  # type: ignore[call-overload]
+            error = combined.__new__(combined, *cause.args)
             RetinueTaskError.__init__(
                 error,
                 self.function_name,
@@ -125,7 +126,7 @@ class RetinueTaskError(RetinueError):
             error.args = cause.args
         except Exception:  # noqa: BLE001 - user classes
             return self  # combining is a courtesy to `except`; the error itself carries everything
-        return error  # type: ignore[no-any-return]
+        return error
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (
@@ -329,6 +330,14 @@ class UnsupportedError(RetinueError, NotImplementedError):
 
 class InvalidTransitionError(RetinueSystemError):
     """A state machine of ours was asked for a step its table does not have."""
+
+
+def safe_repr(value: object) -> str:
+    """`repr(value)`, or a stand-in where the user's own `__repr__` raises (e.g. of a half-made instance)."""
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+        return f"<{type(value).__qualname__} whose repr() raised {type(error).__name__}>"
 
 
 def format_remote_traceback(error: BaseException, *, skip_frames: int) -> str:

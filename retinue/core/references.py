@@ -57,9 +57,13 @@ def _required_runtime() -> ReferenceRuntime:
 
 
 class _Collector(threading.local):
-    """The references met while a value is pickled on this thread; None outside of our serializer."""
+    """The references met while a value is pickled on this thread; None outside of our serializer.
+
+    `kept` holds those that only the pickling made (by a `__reduce__` that puts, say) until they are counted.
+    """
 
     found: list[tuple[bytes, Address | None]] | None = None
+    kept: list[ObjectRef[Any]] | None = None
 
 
 collector = _Collector()
@@ -101,7 +105,7 @@ class ObjectRef(Struct, Generic[T], frozen=True, gc=False):
         return _required_runtime().future_of(self)
 
     def __await__(self) -> Generator[Any, None, T]:
-        return _required_runtime().await_ref(self).__await__()  # type: ignore[no-any-return]
+        return _required_runtime().await_ref(self).__await__()
 
     def as_future(self) -> asyncio.Future[T]:
         """An asyncio future of the value, on the running loop."""
@@ -131,6 +135,8 @@ class ObjectRef(Struct, Generic[T], frozen=True, gc=False):
             runtime.reference_escaped(self._id)
         else:
             found.append((self._id, self._owner))
+            if collector.kept is not None:
+                collector.kept.append(self)
         return _restore, (self._id, owner)
 
 

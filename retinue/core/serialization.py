@@ -5,7 +5,8 @@ A serialized value (a *blob*) names its format in its first byte:
   B     bytes: the rest is the value
   M     a pickle with buffers: u32 count at 4, u64 pickle size at 8, u64 size of each buffer; then the
         pickle and the buffers, each aligned to 64 bytes
-  E     an error, a pickle of the exception that `get` raises
+  E     an error: a pickle of the exception that `get` raises, or of the fields of a RetinueTaskError with
+        the blob of its cause among them
 
 Lives here: formats, what goes by value, custom serializers. Does not: where blobs are stored.
 """
@@ -21,24 +22,34 @@ from collections import ChainMap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
-from retinue.core.errors import RetinueTaskError, UnserializableException
+from retinue.core.errors import RetinueTaskError, UnserializableException, safe_repr
 from retinue.core.references import collector
 from retinue.core.wire.messages import Address
 
 PROTOCOL = 5
 ALIGNMENT = 64
+# An error travels within one frame, never through the store.
+ERROR_LIMIT_BYTES = 1 << 20
+TRACEBACK_LIMIT = 64 * 1024
 _BYTES_TAG, _MULTI_TAG, _ERROR_TAG = b"B", b"M", b"E"
 _MULTI_HEADER = struct.Struct("<c3xIQ")
 _PICKLE_TAG = 0x80
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)
+_SAFE_MODULES = frozenset({"builtins", "retinue.core.errors"})
 _PLAIN_TYPES = frozenset({int, float, str, bool, type(None)})
 
 Found = list[tuple[bytes, Address | None]]
 _by_value_modules = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
-_custom: dict[type, Callable[[Any], Any]] = {}
+_custom: dict[type, Any] = {}
 _adapters_loaded: set[str] = set()
+_plain_table: Any = ChainMap(_custom, copyreg.dispatch_table)
+
+
+class _CloudPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    # The C pickler looks at the class when it is made: a table set on an instance is not seen.
+    dispatch_table = ChainMap(_custom, *cloudpickle.CloudPickler.dispatch_table.maps)
 
 
 class Serialized:
@@ -47,15 +58,19 @@ class Serialized:
     `size` is that of the blob. References are (object id, owner or None for this process).
     """
 
-    __slots__ = ("buffers", "data", "found", "is_error", "size")
+    __slots__ = ("_kept", "buffers", "data", "found", "size")
 
     def __init__(
-        self, data: bytes, buffers: Sequence[memoryview] = (), found: Found | tuple[()] = ()
+        self,
+        data: bytes,
+        buffers: Sequence[memoryview] = (),
+        found: Found | tuple[()] = (),
+        kept: object = None,
     ) -> None:
         self.data = data
         self.buffers = buffers
         self.found = found
-        self.is_error = False
+        self._kept = kept  # the references themselves, alive until whoever has this has counted `found`
         self.size = len(data) if not buffers else multi_layout(len(data), [b.nbytes for b in buffers])[-1]
 
     def to_bytes(self) -> bytes:
@@ -78,6 +93,22 @@ class Serialized:
         return [(0, header), (offsets[0], self.data), *zip(offsets[1:-1], self.buffers, strict=True)]
 
 
+class SerializedBytes(Serialized):
+    """A long bytes value, which is copied once, to where it is written."""
+
+    __slots__ = ()
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self.size = 1 + len(value)
+
+    def to_bytes(self) -> bytes:
+        return _BYTES_TAG + self.data
+
+    def parts(self) -> list[tuple[int, bytes | memoryview]]:
+        return [(0, _BYTES_TAG), (1, self.data)]
+
+
 def multi_layout(pickle_size: int, sizes: Sequence[int]) -> list[int]:
     """Offsets of the pickle and of each buffer within an M blob, then the blob's size."""
     position = _MULTI_HEADER.size + 8 * len(sizes)
@@ -97,19 +128,21 @@ def serialize(value: Any) -> Serialized:
     """
     kind = type(value)
     if kind is bytes:
-        return Serialized(_BYTES_TAG + value)
+        return SerializedBytes(value)
     if kind in _PLAIN_TYPES:
         return Serialized(pickle.dumps(value, PROTOCOL))
     buffers: list[pickle.PickleBuffer] = []
-    outer = collector.found
-    collector.found = found = []
+    outer = collector.found, collector.kept
+    found: Found = []
+    kept: list[Any] = []
+    collector.found, collector.kept = found, kept
     try:
         data = _dumps(value, buffers, found)
     finally:
-        collector.found = outer
+        collector.found, collector.kept = outer
     if not buffers:
-        return Serialized(data, (), found)
-    return Serialized(data, [b.raw() for b in buffers], found)
+        return Serialized(data, (), found, kept)
+    return Serialized(data, [b.raw() for b in buffers], found, kept)
 
 
 def _dumps(value: Any, buffers: list[pickle.PickleBuffer], found: Found) -> bytes:
@@ -119,7 +152,7 @@ def _dumps(value: Any, buffers: list[pickle.PickleBuffer], found: Found) -> byte
             if _custom:
                 file = io.BytesIO()
                 pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=buffers.append)
-                pickler.dispatch_table = ChainMap(_custom, copyreg.dispatch_table)
+                pickler.dispatch_table = _plain_table
                 pickler.dump(value)
                 data = file.getvalue()
             else:
@@ -133,17 +166,15 @@ def _dumps(value: Any, buffers: list[pickle.PickleBuffer], found: Found) -> byte
         buffers.clear()
         found.clear()
     file = io.BytesIO()
-    cloud = cloudpickle.CloudPickler(file, protocol=PROTOCOL, buffer_callback=buffers.append)
-    if _custom:
-        cloud.dispatch_table = ChainMap(_custom, *cloud.dispatch_table.maps)
-    cloud.dump(value)
+    _CloudPickler(file, protocol=PROTOCOL, buffer_callback=buffers.append).dump(value)
     return file.getvalue()
 
 
 def dump_definition(thing: Any) -> tuple[bytes, Found]:
     """A function or class by value, with the references that it captures."""
     outer = collector.found
-    collector.found = found = []
+    found: Found = []
+    collector.found = found
     try:
         return cloudpickle.dumps(thing, protocol=PROTOCOL), found
     finally:
@@ -184,40 +215,61 @@ def is_error_blob(blob: bytes | memoryview) -> bool:
 
 
 def serialize_error(error: BaseException) -> bytes:
-    """An error blob; one that does not survive pickling keeps its text and traceback."""
-    try:
-        data = serialize(error).to_bytes()
-        if _is_risky(error):
-            pickle.loads(data)
-    except BaseException as failure:  # noqa: BLE001 - pickling runs user code
-        if isinstance(error, RetinueTaskError):
-            stand_in: BaseException = RetinueTaskError(
-                error.function_name,
-                error.traceback_str,
-                None,
-                error.pid,
-                error.ip,
-                error.actor_repr,
-                f"{error.cause_repr} (the exception itself could not be sent: {failure!r})",
-            )
-        else:
-            stand_in = UnserializableException(None, f"{error!r} (could not be sent: {failure!r})")
-        data = pickle.dumps(stand_in, PROTOCOL)
+    """An error blob. What does not survive pickling, or is too large for a frame, leaves its text."""
+    if isinstance(error, RetinueTaskError):
+        return _ERROR_TAG + _dump_task_error(error)
+    data, problem = _dump_exception(error)
+    if problem:
+        data = pickle.dumps(UnserializableException(None, f"{safe_repr(error)} ({problem})"), PROTOCOL)
     return _ERROR_TAG + data
 
 
-def _is_risky(error: BaseException) -> bool:
-    """Whether unpickling may fail: an exception whose class has an `__init__` of its own."""
-    cause = getattr(error, "cause", None)
-    return cause is not None and type(cause).__module__ != "builtins"
+def _dump_exception(error: BaseException) -> tuple[bytes, str]:
+    """The pickled exception, or why it cannot be sent."""
+    try:
+        data = serialize(error).to_bytes()
+        if type(error).__module__ not in _SAFE_MODULES:
+            deserialize(data)  # an __init__ of its own that does not take `args` fails only here
+    except BaseException as failure:  # noqa: BLE001 - it runs code of the exception's class
+        return b"", f"it could not be sent: {safe_repr(failure)}"
+    if len(data) > ERROR_LIMIT_BYTES:
+        return b"", f"it could not be sent: {len(data)} bytes are more than {ERROR_LIMIT_BYTES}"
+    return data, ""
+
+
+def _dump_task_error(error: RetinueTaskError) -> bytes:
+    """Text, traceback and, in a blob of its own, the cause: where that cannot be loaded the rest can."""
+    cause, problem = _dump_exception(error.cause) if error.cause is not None else (b"", "")
+    text = error.traceback_str
+    if len(text) > TRACEBACK_LIMIT:
+        text = f"... {len(text) - TRACEBACK_LIMIT} characters ...\n{text[-TRACEBACK_LIMIT:]}"
+    cause_repr = error.cause_repr[:TRACEBACK_LIMIT]
+    if problem:
+        cause_repr = f"{cause_repr} ({problem})"
+    fields = (error.function_name, text, cause, error.pid, error.ip, error.actor_repr, cause_repr)
+    return pickle.dumps(fields, PROTOCOL)
 
 
 def _load_error(data: bytes) -> BaseException:
     try:
         error = deserialize(data)
-    except Exception as failure:  # noqa: BLE001 - so does unpickling
-        return UnserializableException(None, f"the remote error could not be unpickled: {failure!r}")
-    return error if isinstance(error, BaseException) else UnserializableException(None, repr(error))
+    except Exception as failure:  # noqa: BLE001 - the same
+        return UnserializableException(None, f"the remote error could not be unpickled: {safe_repr(failure)}")
+    if type(error) is tuple:
+        return _load_task_error(*error)
+    return error if isinstance(error, BaseException) else UnserializableException(None, safe_repr(error))
+
+
+def _load_task_error(
+    name: str, text: str, blob: bytes, pid: int, ip: str, actor_repr: str | None, cause_repr: str
+) -> BaseException:
+    cause: BaseException | None = None
+    if blob:
+        try:
+            cause = deserialize(blob)
+        except Exception as failure:  # noqa: BLE001 - the same
+            cause_repr = f"{cause_repr} (it could not be unpickled here: {safe_repr(failure)})"
+    return RetinueTaskError(name, text, cause, pid, ip, actor_repr, cause_repr).as_instanceof_cause()
 
 
 # --- custom serializers and adapters -----------------------------------------------------------------------
