@@ -56,6 +56,12 @@ class KeyValueTable:
         values = self._namespaces.get(namespace, {})
         return [Changed(namespace, key, values[key], (watcher,)) for key in self.keys(namespace, prefix)]
 
+    def unwatch(self, watcher: Hashable, namespace: str, prefix: bytes) -> None:
+        watches = self._watches.get(namespace, {})
+        watches.pop((watcher, prefix), None)
+        if not watches:
+            self._watches.pop(namespace, None)
+
     def watcher_gone(self, watcher: Hashable) -> None:
         for namespace in list(self._watches):
             watches = self._watches[namespace]

@@ -161,6 +161,7 @@ class HeadServer:
             m.KvDelete: self._kv_delete,
             m.KvKeys: self._kv_keys,
             m.KvWatch: self._kv_watch,
+            m.KvUnwatch: lambda c, message, payload: self.kv.unwatch(c, message.namespace, message.prefix),
             m.Query: self._query,
             m.Shutdown: self._shutdown,
         }
@@ -320,12 +321,15 @@ class HeadServer:
             self._carry_out_jobs(self.jobs.node_lost(node_id, wall_time=time.time()))
             self._carry_out(self.actors.node_died(node_id, "it did not come back", now=time.monotonic()))
         self._carry_out(self.actors.recovery_over(now=time.monotonic()))
+        view = encode(m.ClusterView(self.nodes.infos(), True, self.epoch))
+        for connection in list(self._watchers):
+            connection.send_frame(view)
 
     # the cluster view
 
     def _start_watching(self, connection: LoopConnection) -> None:
         self._watchers.add(connection)
-        connection.send(m.ClusterView(self.nodes.infos(), True, self.epoch))
+        connection.send(m.ClusterView(self.nodes.infos(), True, self.epoch, self.actors.is_recovering))
         self._push_views()
 
     def _push_views(self) -> None:
@@ -337,7 +341,7 @@ class HeadServer:
         self._view_timer = None
         changes = self.nodes.take_changes()
         if changes:
-            frame = encode(m.ClusterView(changes, False, self.epoch))
+            frame = encode(m.ClusterView(changes, False, self.epoch, self.actors.is_recovering))
             for connection in list(self._watchers):
                 connection.send_frame(frame)
                 self._drop_if_slow(connection)

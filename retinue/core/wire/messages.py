@@ -14,6 +14,7 @@ Kinds of connection, named in `Hello.kind`:
   node     node agent -> node agent: forwarded leases, object lookups
   pull     node agent -> node agent: the bulk connection of object transfers (not framed after Hello)
   door     library -> library over `retinue.core.doors`
+  listener library -> its node's agent, over a socket that hands out descriptors
   tool     whoever looks at a node -> its agent: NodeCall
 """
 
@@ -394,6 +395,7 @@ class Registered(Response, tag=41):
     session_dir: str
     labels: dict[str, str] = {}
     total_resources: dict[str, float] = {}
+    listeners_path: str = ""  # where the node hands out listening sockets
 
 
 class LeaseDemand(Message, tag=42):
@@ -751,11 +753,16 @@ class NodeReport(Message, tag=82):
 
 
 class ClusterView(Message, tag=83):
-    """head -> agents and drivers that asked: nodes that changed (all of them, first)."""
+    """head -> agents and drivers that asked: nodes that changed (all of them, first).
+
+    `awaits_nodes`: a new head waits for nodes that the last one knew; who is missing may come back. When it
+    waits no longer, it sends all of them again.
+    """
 
     nodes: list[NodeInfo]
     full: bool = False
     epoch: int = 0
+    awaits_nodes: bool = False
 
 
 class RegisterJob(Message, tag=84):
@@ -920,6 +927,13 @@ class KvChanged(Message, tag=107):
     deleted: bool = False
 
 
+class KvUnwatch(Message, tag=116):
+    """Send KvChanged for this prefix no more."""
+
+    namespace: str
+    prefix: bytes
+
+
 class WatchNodes(Message, tag=108):
     """Send ClusterView to this connection, now and on change; answered by Ok."""
 
@@ -983,34 +997,114 @@ class OwnerGone(Message, tag=115):
 
 
 class DoorCall(Message, tag=130):
-    """A direct call of a library (see `core.doors`): answered by DoorReply, or items and then it."""
+    """A direct call of a library (see `core.doors`): answered by DoorReply, or items and then it.
+
+    Payload: the body; with `has_more` its first piece, and DoorItems with the rest follow (`form`
+    DOOR_EXCHANGE: the body is a stream of items, all of which follow).
+    """
 
     call_id: int
     door: str
     method: str
-    deadline: float = 0.0
+    deadline: float = 0.0  # by the receiver's monotonic clock; 0 = none
     request_id: str = ""
     trace: str = ""
     credit: int = 0  # streamed items that may be sent before DoorCredit
+    form: int = 0
+    has_more: bool = False
+
+
+DOOR_CALL, DOOR_STREAM, DOOR_EXCHANGE, DOOR_ANSWER = 0, 1, 2, 3
 
 
 class DoorReply(Message, tag=131):
+    """The call is over. `text`: what was raised, for people, if the error blob means nothing here."""
+
     call_id: int
-    status: int = 0  # 0 ok, 1 error blob, 2 cancelled, 3 refused (payload: the door's own reason)
+    status: int = 0
     load: int = 0
+    text: str = ""
+
+
+# The call ran, raised (error blob), was cancelled; none of it ran: the door's own reason, too late, no such
+# door.
+DOOR_OK, DOOR_ERROR, DOOR_CANCELLED, DOOR_REFUSED, DOOR_LATE, DOOR_UNKNOWN = range(6)
 
 
 class DoorItem(Message, tag=132):
+    """Both ways: an item of a stream, or a piece of one (`kind`). `sizes`: several short ones, joined."""
+
     call_id: int
+    kind: int = 0
+    sizes: list[int] | None = None
+
+
+# DOOR_ITEM: a whole one, or the last piece of one; DOOR_PART: more pieces follow; DOOR_END: no more items.
+DOOR_ITEM, DOOR_PART, DOOR_END = 0, 1, 2
 
 
 class DoorCredit(Message, tag=133):
+    """The receiver has taken so much; that much more may be sent."""
+
     call_id: int
     items: int
+    size: int = 0
 
 
 class DoorCancel(Message, tag=134):
     call_id: int
+
+
+class DoorAccepted(Message, tag=135):
+    """These calls have reached their handlers. Sent before any of their code runs."""
+
+    call_ids: list[int]
+
+
+class DoorWelcome(Message, tag=136):
+    """The first message from the side that was connected to. With `problem` the connection ends."""
+
+    clock: float
+    problem: str = ""
+
+
+class DoorPing(Message, tag=137):
+    """Answered by DoorPong; `sent` is the sender's clock, and comes back as it is."""
+
+    sent: float
+
+
+class DoorPong(Message, tag=138):
+    sent: float
+    clock: float
+
+
+class OpenListener(Message, tag=139):
+    """To a node's `listeners_path`: a listening TCP socket for the slot `name`, made now or before.
+
+    Answered by ListenerOpened with the descriptor beside it (SCM_RIGHTS), or Failure. It ends with the job
+    of the Hello before it, unless `detached`. Port 0: any free one.
+    """
+
+    rid: int
+    name: str
+    host: str
+    port: int = 0
+    backlog: int = 4096
+    detached: bool = False
+
+
+class ListenerOpened(Response, tag=140):
+    rid: int
+    host: str
+    port: int
+
+
+class ReleaseListener(Message, tag=141):
+    """Close the slot's socket on the node's side; answered by Ok(value=1 if there was one)."""
+
+    rid: int
+    name: str
 
 
 def all_messages() -> tuple[type[Message], ...]:
