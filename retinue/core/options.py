@@ -7,6 +7,7 @@ TypeError or ValueError naming it; one of Ray's that Retinue does not support (y
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +16,22 @@ from retinue.core.runtime_env import validated
 
 _NOT_YET = "it is not supported yet"
 ACCELERATOR_SHARE = 0.001
+FINEST = 0.0001  # of any resource: what a node counts in
 
 
 def _number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name} cannot be negative, got {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is finite and not negative, got {value!r}")
+    if 0 < value < FINEST:
+        raise ValueError(f"{name} is 0 or at least {FINEST}, got {value!r}")
+
+
+def _gpus(name: str, value: Any) -> None:
+    _number(name, value)
+    if value > 1 and value != int(value):
+        raise ValueError(f"{name} above 1 is a whole number, got {value!r}")
 
 
 def _whole(minimum: int) -> Callable[[str, Any], None]:
@@ -54,8 +64,11 @@ def _resources(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a dict from resource name to amount, got {value!r}")
     for key, amount in value.items():
+        _non_empty_text(f"a key of {name}", key)
         if key in ("CPU", "GPU"):
             raise ValueError(f"{name} cannot hold {key}: use num_{key.lower()}s")
+        if key == "memory":
+            raise ValueError(f"{name} cannot hold memory: use the option memory")
         _number(f"{name}[{key!r}]", amount)
 
 
@@ -113,7 +126,7 @@ def _bounded_or_endless(name: str, value: Any) -> None:
 
 _COMMON: dict[str, Callable[[str, Any], None]] = {
     "num_cpus": _number,
-    "num_gpus": _number,
+    "num_gpus": _gpus,
     "memory": _number,
     "resources": _resources,
     "accelerator_type": _non_empty_text,

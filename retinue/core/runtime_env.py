@@ -72,16 +72,19 @@ class RuntimeEnv(dict[str, Any]):
     ) -> None:
         super().__init__()
         for name, value in others.items():
-            if value is None or value == {} or value == []:
-                continue
-            if name in _REFUSED:
+            if name not in _REFUSED:
+                raise ValueError(f"runtime_env has no field {name!r}; it has {', '.join(_SUPPORTED)}")
+            if value is not None and value != {} and value != []:
                 raise UnsupportedError(f"runtime_env[{name!r}] is not supported; {_REFUSED[name]}")
-            raise ValueError(f"runtime_env has no field {name!r}; it has {', '.join(_SUPPORTED)}")
         if env_vars is not None:
             self["env_vars"] = _checked_env_vars(env_vars)
         if working_dir is not None:
             self["working_dir"] = _checked_folder("working_dir", working_dir)
         if py_modules is not None:
+            if not isinstance(py_modules, list | tuple):
+                raise TypeError(
+                    f"runtime_env['py_modules'] is a list of folders or modules, got {py_modules!r}"
+                )
             self["py_modules"] = [_checked_module(m) for m in py_modules]
         if preload is not None:
             if not isinstance(preload, list | tuple) or not all(isinstance(m, str) for m in preload):
@@ -92,7 +95,7 @@ class RuntimeEnv(dict[str, Any]):
                 raise TypeError(f"runtime_env['py_executable'] is a path, got {py_executable!r}")
             self["py_executable"] = py_executable
         if config is not None:
-            self["config"] = config.to_dict() if isinstance(config, RuntimeEnvConfig) else dict(config)
+            self["config"] = _checked_config(config)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(self)
@@ -101,13 +104,16 @@ class RuntimeEnv(dict[str, Any]):
         return dict(self.get("env_vars", {}))
 
     def working_dir(self) -> str | None:
-        return self.get("working_dir")
+        folder: str | None = self.get("working_dir")
+        return folder
 
     def py_modules(self) -> list[str] | None:
-        return self.get("py_modules")
+        modules: list[str] | None = self.get("py_modules")
+        return modules
 
     def py_executable(self) -> str | None:
-        return self.get("py_executable")
+        executable: str | None = self.get("py_executable")
+        return executable
 
     def get(self, name: str, default: Any = None, data_class: Any = None) -> Any:
         """The field, or `default`; with `data_class` (RuntimeEnvConfig) as an instance of it."""
@@ -123,40 +129,62 @@ def _checked_env_vars(env_vars: Mapping[str, str]) -> dict[str, str]:
     for key, value in env_vars.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"runtime_env['env_vars'] maps strings to strings, got {key!r}: {value!r}")
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise ValueError(f"runtime_env['env_vars']: the system takes no variable {key!r}: {value!r}")
     return dict(env_vars)
 
 
+def _checked_config(config: Mapping[str, Any] | RuntimeEnvConfig) -> dict[str, Any]:
+    if isinstance(config, RuntimeEnvConfig):
+        return config.to_dict()
+    if not isinstance(config, Mapping):
+        raise TypeError(f"runtime_env['config'] is a dict or a RuntimeEnvConfig, got {config!r}")
+    known = [field.name for field in dataclasses.fields(RuntimeEnvConfig)]
+    for name in config:
+        if name not in known:
+            raise ValueError(f"runtime_env['config'] has no field {name!r}; it has {', '.join(known)}")
+    return dict(config)
+
+
 def _checked_folder(field: str, path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        raise TypeError(f"runtime_env[{field!r}] is a path, got {path!r}")
-    if "://" in text:
-        raise UnsupportedError(f"runtime_env[{field!r}]={text!r}: only local folders are supported")
+    text = _checked_path(field, path)
     full = os.path.abspath(os.path.expanduser(text))
     if not os.path.isdir(full):
         raise ValueError(f"runtime_env[{field!r}]={text!r} is not a folder")
     return full
 
 
+def _checked_path(field: str, path: object) -> str:
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"runtime_env[{field!r}] is a path, got {path!r}")
+    if "://" in text:
+        raise UnsupportedError(f"runtime_env[{field!r}]={text!r}: only local folders are supported")
+    return text
+
+
 def _checked_module(module: Any) -> str:
     if isinstance(module, ModuleType):
-        paths = getattr(module, "__path__", None)
-        path = next(iter(paths)) if paths else module.__file__
+        paths: Any = getattr(module, "__path__", None)
+        path: str | None = next(iter(paths)) if paths else getattr(module, "__file__", None)
         if path is None:
             raise ValueError(f"runtime_env['py_modules']: module {module.__name__} has no file")
         return os.path.abspath(path)
-    text = os.path.abspath(os.path.expanduser(os.fspath(module)))
+    text = os.path.abspath(os.path.expanduser(_checked_path("py_modules", module)))
     if not os.path.exists(text):
         raise ValueError(f"runtime_env['py_modules']: {module!r} does not exist")
+    if not os.path.isdir(text) and not text.endswith(".py"):
+        raise UnsupportedError(f"runtime_env['py_modules']: {module!r} is neither a folder nor a .py file")
     return text
 
 
 def validated(runtime_env: Mapping[str, Any] | None) -> RuntimeEnv:
-    """Any form of runtime_env as a RuntimeEnv; raises what its constructor raises."""
+    """Any form of runtime_env as a RuntimeEnv; raises what its constructor raises.
+
+    One that was checked before is checked again: it is a dict, and may have been changed.
+    """
     if runtime_env is None:
         return RuntimeEnv()
-    if isinstance(runtime_env, RuntimeEnv):
-        return runtime_env
     if not isinstance(runtime_env, Mapping):
         raise TypeError(f"runtime_env is a dict or a RuntimeEnv, got {type(runtime_env).__name__}")
     return RuntimeEnv(**dict(runtime_env))
@@ -164,8 +192,8 @@ def validated(runtime_env: Mapping[str, Any] | None) -> RuntimeEnv:
 
 def driver_env(job_id: bytes, namespace: str, runtime_env: RuntimeEnv) -> WorkerEnv:
     """The environment of a driver's workers: its import path, main script and folder, and its runtime_env."""
-    main = sys.modules.get("__main__")
-    script = os.path.abspath(main.__file__) if main is not None and getattr(main, "__file__", None) else ""
+    file: str | None = getattr(sys.modules.get("__main__"), "__file__", None)
+    script = os.path.abspath(file) if file else ""
     path = [os.path.abspath(p) if p else os.getcwd() for p in sys.path]
     base = WorkerEnv(
         job_id=job_id,
@@ -187,10 +215,13 @@ def extend(base: WorkerEnv, runtime_env: RuntimeEnv) -> WorkerEnv:
         sys_path.insert(0, working_dir)
     for module in runtime_env.py_modules() or ():
         sys_path.insert(0, os.path.dirname(module))
+    env_vars = {**base.env_vars, **runtime_env.env_vars()}
     described = {**json.loads(base.runtime_env), **runtime_env}
+    if env_vars:
+        described["env_vars"] = env_vars
     return msgspec.structs.replace(
         base,
-        env_vars={**base.env_vars, **runtime_env.env_vars()},
+        env_vars=env_vars,
         working_dir=working_dir or base.working_dir,
         sys_path=sys_path,
         preload=runtime_env.get("preload") or base.preload,

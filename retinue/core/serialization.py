@@ -20,7 +20,7 @@ import struct
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -49,7 +49,7 @@ _plain_table: Any = ChainMap(_custom, copyreg.dispatch_table)
 
 class _CloudPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
     # The C pickler looks at the class when it is made: a table set on an instance is not seen.
-    dispatch_table = ChainMap(_custom, *cloudpickle.CloudPickler.dispatch_table.maps)
+    dispatch_table: ClassVar[Any] = ChainMap(_custom, *cloudpickle.CloudPickler.dispatch_table.maps)
 
 
 class Serialized:
