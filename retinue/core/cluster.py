@@ -345,6 +345,7 @@ def stop(
             _send(pidfd, signal.SIGKILL)
             killed += 1
             _ended_within(pidfd, STOP_TIMEOUT_S)
+        _reap(pidfd)
         os.close(pidfd)
     for session_dir in pidfds:
         _wait_unheld(session_dir, STOP_TIMEOUT_S)
@@ -381,6 +382,14 @@ def _send(pidfd: int, number: int) -> None:
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
+        pass
+
+
+def _reap(pidfd: int) -> None:
+    """If the starter itself stops a node, the agent is its child still."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
         pass
 
 

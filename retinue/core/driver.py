@@ -22,7 +22,7 @@ from retinue.core import current, session
 from retinue.core.client.describe import process_queries
 from retinue.core.client.runtime import Runtime
 from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
-from retinue.core.errors import NodeDiedError, RetinueSystemError, UnsupportedError
+from retinue.core.errors import NodeDiedError, RetinueError, RetinueSystemError, UnsupportedError
 from retinue.core.log_output import LogPrinter
 from retinue.core.node_watch import log_tail
 from retinue.core.runtime_env import driver_env, validated
@@ -37,6 +37,7 @@ from retinue.core.wire.messages import (
     Query,
     RegisterJob,
     RegisterProcess,
+    ShowLogs,
     SlabRecall,
 )
 
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS_VARIABLE = "RETINUE_ADDRESS"
 CONNECT_TIMEOUT_S = 30.0
+LAST_LINES_TIMEOUT_S = 1.0
 
 _lock = threading.RLock()
 _driver: Driver | None = None
@@ -196,7 +198,9 @@ class Driver:
     def _agent_lost(self, connection: Connection) -> None:
         if not self.runtime.is_stopping:
             logger.error("the node agent is gone: tasks and objects of this node are lost")
-            self.runtime.fail_all(NodeDiedError("this process's node agent died"))
+            error = NodeDiedError("this process's node agent died")
+            self.runtime.tasks.agent_lost(error)
+            self.runtime.fail_all(error)
 
     def _close_runtime(self) -> None:
         self.runtime.stop()
@@ -205,9 +209,19 @@ class Driver:
         except FileNotFoundError:
             pass  # the cluster removed its folder first
 
+    def _show_last_lines(self) -> None:
+        agent = self.runtime.agent
+        if self._printer is None or agent is None or agent.is_closed:
+            return
+        try:
+            agent.call(ShowLogs(0, self.runtime.job_id), timeout_s=LAST_LINES_TIMEOUT_S)
+        except (OSError, RetinueError):
+            pass  # an agent that is gone, or hangs: what it has not said is in its files, or lost with it
+
     def close(self) -> None:
         """Leave in order: what was printed is shown, the job is over, what is ours ends."""
         runtime = self.runtime
+        self._show_last_lines()
         runtime.head.send(FinishJob(runtime.job_id))
         self._close_runtime()
         if self.cluster is not None:

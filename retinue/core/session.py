@@ -244,6 +244,11 @@ def clean_stale(base: str | None = None) -> int:
     return removed
 
 
+def clean_if_free(session_dir: str) -> bool:
+    """Remove one session if no living process holds it; returns whether it did."""
+    return os.path.isdir(session_dir) and _clean_one(session_dir)
+
+
 def _clean_one(path: str) -> bool:
     lock_path = os.path.join(path, "lock")
     try:

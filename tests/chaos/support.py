@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], Any], what: str = "", timeout_s: float = 
     return found
 
 
-# --- processes ----------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def _read(path: str) -> bytes:
@@ -158,7 +158,7 @@ def leaves_nothing(base: str) -> Iterator[None]:
     assert os.listdir(base) == []
 
 
-# --- nodes ----------------------------------------------------------------------------------------------------
+# --- nodes ----------------------------------------------------------------------------------------
 
 
 def ask_node(agent: Address, token: bytes, what: str, **arguments: str) -> Any:
@@ -188,15 +188,17 @@ class Node:
     def workers(self) -> list[int]:
         """Pids of the living ones."""
         return [
-            w["pid"] for w in self.ask("workers") if w["is_alive"] and w["pid"] and w["worker_type"] == "WORKER"
+            w["pid"]
+            for w in self.ask("workers")
+            if w["is_alive"] and w["pid"] and w["worker_type"] == "WORKER"
         ]
 
 
-# --- drivers as processes ----------------------------------------------------------------------------------------
+# --- drivers as processes -------------------------------------------------------------------------
 
 
 class DriverProcess:
-    """A script that runs as a driver of its own, in its own process group. Lines that it prints are awaited."""
+    """A script that runs as a driver of its own, in a process group of its own."""
 
     def __init__(self, folder: Path, base: str, script: str, name: str = "driver") -> None:
         path = folder / f"{name}.py"
@@ -247,10 +249,8 @@ class DriverProcess:
         self.process.kill()
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> int:
-        """Its exit code, and all that it printed is in `lines`."""
-        assert self.process.stdout is not None
-        code = self.process.wait(timeout_s)
-        return code
+        """Until it has ended: its exit code."""
+        return self.process.wait(timeout_s)
 
     def output(self) -> str:
         """All that it printed, once it has ended and nobody else holds its output."""

@@ -84,7 +84,9 @@ def test_a_driver_killed_with_its_agent_leaves_nothing_that_runs(base: str, tmp_
 
 
 def test_what_is_left_after_everything_was_killed_is_removed_by_the_next(base: str, tmp_path: Path) -> None:
-    with DriverProcess(tmp_path, base, "retinue.init(address='local'); print('up'); time.sleep(1000)") as driver:
+    with DriverProcess(
+        tmp_path, base, "retinue.init(address='local'); print('up'); time.sleep(1000)"
+    ) as driver:
         driver.line("up")
         everything = Pids(processes_of(base))
         everything.kill(signal.SIGSTOP)  # so that none of them can tidy up after the others

@@ -69,7 +69,6 @@ def test_running_calls_go_on_and_named_actors_are_still_there(cluster: Cluster) 
     assert retinue.get(retinue.get_actor("gate").wait.remote(), timeout=30) == 2
 
 
-@pytest.mark.xfail(strict=False, reason="the driver takes a creation in flight for an unknown actor")
 def test_what_needs_the_head_waits_for_the_next_one(cluster: Cluster) -> None:
     gates: list[Any] = []
     for number in range(3):

@@ -26,7 +26,7 @@ def test_a_task_above_its_limit_is_ended_with_an_error_that_names_it(node: Node)
     def glutton() -> None:
         eat()
 
-    with pytest.raises(OutOfMemoryError, match="glutton.*had asked for 100 MiB"):
+    with pytest.raises(OutOfMemoryError, match=r"glutton.*had asked for 100 MiB"):
         retinue.get(glutton.remote(), timeout=60)
 
 

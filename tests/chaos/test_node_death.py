@@ -21,15 +21,21 @@ from retinue.exceptions import (
     RetinueActorError,
     RetinueError,
 )
-from tests.chaos.support import DriverProcess, Node, Pids, children_of, kill_and_wait, processes_of, wait_until
+from tests.chaos.support import (
+    DriverProcess,
+    Node,
+    Pids,
+    children_of,
+    kill_and_wait,
+    processes_of,
+    wait_until,
+)
 
 
 @pytest.fixture
 def cluster(base: str) -> Iterator[Cluster]:
     """Three nodes: the driver's, and two with a resource of their own ("a", "b") and one in common ("x")."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 64 << 20}
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 64 << 20})
     for name in ("a", "b"):
         cluster.add_node(num_cpus=2, resources={name: 100, "x": 100}, object_store_memory=64 << 20)
     cluster.wait_for_nodes()
@@ -294,5 +300,5 @@ def test_an_object_whose_owner_died_with_its_node_says_so(cluster: Cluster) -> N
     owner: Any = Owner.remote()
     (ref,) = retinue.get(owner.put.remote(), timeout=30)
     kill_and_wait(node_with(cluster, "a").pid)
-    with pytest.raises(RetinueError, match="owner|owned|lost"):
+    with pytest.raises(RetinueError, match=r"owner|owned|lost"):
         retinue.get(ref, timeout=30)

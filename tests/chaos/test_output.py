@@ -102,3 +102,22 @@ def test_log_to_driver_can_be_off(base: str, tmp_path: Path) -> None:
     """
     output, errors = run(tmp_path, base, script)
     assert "you do not see this" not in output + errors
+
+
+def test_lines_of_other_nodes_come_too(base: str, tmp_path: Path) -> None:
+    script = """
+        from retinue.cluster_utils import Cluster
+
+        @retinue.remote(resources={"x": 1})
+        def speak(number):
+            print("from another node", number)
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.connect()
+        cluster.add_node(num_cpus=1, resources={"x": 1})
+        retinue.get([speak.remote(number) for number in range(10)])
+        cluster.shutdown()
+    """
+    output, _ = run(tmp_path, base, script)
+    for number in range(10):
+        assert f") from another node {number}\n" in output + "\n"

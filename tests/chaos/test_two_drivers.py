@@ -96,6 +96,7 @@ def test_the_agent_of_a_started_node_is_killed_and_nothing_is_left(base: str) ->
     everything = Pids(processes_of(base))
     os.kill(started.cluster.agent_pid, 9)
     everything.wait()
+    os.waitpid(started.cluster.agent_pid, 0)
     assert os.listdir(base) == []
 
 
@@ -118,7 +119,9 @@ def test_the_head_of_a_started_node_is_back(shared: Node, base: str, tmp_path: P
             print("next", retinue.get(retinue.get_actor("counter").add.remote()), flush=True)
             signal.sigwait({signal.SIGUSR1})
     """
-    with DriverProcess(tmp_path, base, "signal.pthread_sigmask(0, {signal.SIGUSR1})\n" + _plain(script)) as driver:
+    with DriverProcess(
+        tmp_path, base, "signal.pthread_sigmask(0, {signal.SIGUSR1})\n" + _plain(script)
+    ) as driver:
         assert driver.line("count") == "1"
         assert driver.line("next") == "2"
         (head,) = [pid for pid, text in processes_of(base).items() if "core.head.main" in text]

@@ -253,7 +253,9 @@ def test_what_a_killed_actor_had_answered_stays(node: Node) -> None:
 
 
 def test_actors_are_killed_at_random_moments_under_load(node: Node) -> None:
-    actors: list[Any] = [Counter.options(max_restarts=-1, max_task_retries=-1, num_cpus=0).remote() for _ in range(3)]
+    actors: list[Any] = [
+        Counter.options(max_restarts=-1, max_task_retries=-1, num_cpus=0).remote() for _ in range(3)
+    ]
     rng = random.Random(5)
     stop = threading.Event()
     killed = []

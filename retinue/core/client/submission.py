@@ -452,10 +452,32 @@ class TaskSubmitter:
 
     def tick(self, now: float) -> None:
         """Tell the agent where the need for workers has changed."""
+        if self._is_cut_off():
+            self._fail_waiting(NodeDiedError("this process's node agent died: nobody can place tasks"))
+            return
         for pool in list(self._pools.values()):
             if pool.pending or pool.has_asked():
                 with self._runtime.lock:
                     self._send_demand(pool)
+
+    def _is_cut_off(self) -> bool:
+        local = self._local
+        return local is not None and local.connection is not None and local.connection.is_closed
+
+    def _fail_waiting(self, error: RetinueError) -> None:
+        for pool in list(self._pools.values()):
+            with self._runtime.lock:
+                tasks = list(pool.pending)
+                pool.pending.clear()
+            for task in tasks:
+                self.fail(task, error)
+
+    def agent_lost(self, error: RetinueError) -> None:
+        """Our own node's agent is gone, and with it its workers. What waits can go nowhere any more."""
+        death = DeathInfo(reason="its node died", node_id=self._runtime.node_id)
+        for key in [k for k in self._leases if not k[0]]:
+            self._lease_lost(b"", key[1], death, node_died=True)
+        self._fail_waiting(error)
 
     def _redirect(self, message: LeaseRedirect) -> None:
         pool = self._pools[message.shape_id]
@@ -470,6 +492,12 @@ class TaskSubmitter:
         def opened(connection: Connection | None) -> None:
             if connection is None:
                 return  # that node is gone: the next tick asks our own agent again
+            known = self._agents.get(node_id)
+            if known is not None and known.connection is not None and not known.connection.is_closed:
+                connection.on_close = _ignore  # two redirections at once: one connection is enough
+                connection.lost()
+                self._demand(known, pool, message.count, 1)
+                return
             connection.context = node_id
             new = self._agents[node_id] = Agent(message.node, connection)
             self._runtime.io.watch(connection, add=select.EPOLLIN)
@@ -589,7 +617,9 @@ class TaskSubmitter:
         if task.is_cancelled:
             self.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
             return
-        error = ObjectLostError(object_id.hex(), message=f"an argument of {task_name(task)} lay on a node that is gone")
+        error = ObjectLostError(
+            object_id.hex(), message=f"an argument of {task_name(task)} lay on a node that is gone"
+        )
         if task.args_object is not None and task.args_object.object_id == object_id:
             self.fail(task, error)  # its own pickled arguments: nobody can make them again
             return

@@ -283,8 +283,9 @@ class HeadServer:
             connection.close()
         self.records.forget_node(died.node_id)
         now = time.monotonic()
-        self._carry_out_jobs(self.jobs.node_lost(died.node_id, wall_time=time.time()))
+        # The actors first: those whose driver was on the node as well are told of the node, not of their job.
         self._carry_out(self.actors.node_died(died.node_id, died.reason, now=now))
+        self._carry_out_jobs(self.jobs.node_lost(died.node_id, wall_time=time.time()))
         self._push_views()
 
     def _watch_agent_process(self, info: m.NodeInfo) -> None:

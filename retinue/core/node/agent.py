@@ -30,7 +30,7 @@ from retinue.core.node.queries import QueryRoom
 from retinue.core.node.spawner import Spawner
 from retinue.core.node.store import StoreRoom
 from retinue.core.node.zygote import WORKER_MODULE
-from retinue.core.node.zygote_start import ZygoteProcess
+from retinue.core.node.zygote_start import ZygoteProcess, home_of
 from retinue.core.scheduling.leases import LeaseTable
 from retinue.core.scheduling.policies import NodeView
 from retinue.core.scheduling.resources import CPU, MEMORY, UNIT, NodeResources, to_floats
@@ -40,6 +40,8 @@ from retinue.core.wire import messages as m
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 0.1
+# A driver that leaves waits so long for the last lines of other nodes.
+LAST_LINES_TIMEOUT_S = 0.5
 MAX_PRESTART = 4
 # An idle connection that has not said Hello is nobody's; TCP ones are cut by their handshake's limit.
 KNOWN_KINDS = ("agent", "node", "pull", "head", "peer")
@@ -76,6 +78,7 @@ class Agent:
             lifeline_fd=lifeline_fd,
             worker_module=knobs.get("worker_module", WORKER_MODULE),
             first=first_zygote,
+            home=home_of(config),
         )
         self.processes = Processes(config, self.spawner, lifeline_fd=lifeline_fd)
         self.leasing = Leasing(table, pool, self.processes)
@@ -98,7 +101,9 @@ class Agent:
         self._connections: set[LoopConnection] = set()
         self._cluster_task: asyncio.Task[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._wants_logs: dict[bytes, set[Process]] = {}  # drivers by job
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log_readers: dict[bytes, set[LoopConnection]] = {}  # by job: drivers, and agents that have some
+        self._told: set[tuple[bytes, bytes]] = set()  # jobs whose output we want, and nodes that know it
         self._finished_jobs: set[bytes] = set()
         self._connect_rooms()
         self._handlers = self._handler_table()
@@ -145,6 +150,8 @@ class Agent:
         """End every process of the node but those to `keep`, then the rest. Nothing is left but its log."""
         for timer in self._timers.values():
             timer.cancel()
+        for task in self._tasks:
+            task.cancel()
         for server in self._servers:
             server.close()
         self.cluster.tell_head(m.OwnerGone(self.config.address.worker_id))
@@ -175,6 +182,9 @@ class Agent:
             m.FreeObjects: self._free_objects,
             m.KeepObjects: self._keep_objects,
             m.NodeCall: self.queries.called,
+            m.WantLogs: self._logs_wanted,
+            m.LogLines: self._lines_of_node,
+            m.ShowLogs: self._show_logs,
             m.Shutdown: self._shutdown,
         }
 
@@ -226,6 +236,10 @@ class Agent:
 
     def _closed(self, connection: LoopConnection) -> None:
         self._connections.discard(connection)
+        for job_id, readers in list(self._log_readers.items()):
+            readers.discard(connection)
+            if not readers:
+                del self._log_readers[job_id]
         if isinstance(connection.context, Process):
             self.processes.connection_closed(connection.context)
         else:
@@ -260,7 +274,8 @@ class Agent:
         # A driver's init() ends with a cluster that knows this node.
         self.cluster.when_registered(lambda: connection.send(registered))
         if message.log_to_driver:
-            self._wants_logs.setdefault(process.job_id, set()).add(process)
+            self._log_readers.setdefault(process.job_id, set()).add(connection)
+            self._want_logs()
         if message.env is not None and self._prestart:
             self.leasing.prestart(message.env, self._prestart)
 
@@ -276,7 +291,7 @@ class Agent:
         self.leasing.process_died(process, death)
         self.cluster.tell_head(m.OwnerGone(process.worker_id))
         if process.kind == DRIVER:
-            self._wants_logs.get(process.job_id, set()).discard(process)
+            self._told = {(job_id, node_id) for job_id, node_id in self._told if job_id != process.job_id}
         else:
             self.logs.forget(process.worker_id, now=self._loop.time())
 
@@ -334,6 +349,7 @@ class Agent:
         own = self.cluster.nodes.get(self.config.node_id)
         if own is not None and own.draining:
             self.leasing.drain()
+        self._want_logs()
         self.leasing.cluster_changed(NodeView.of(node) for node in self.cluster.nodes.values())
 
     def _node_died(self, node_id: bytes) -> None:
@@ -380,10 +396,51 @@ class Agent:
         self.logs.poll(now=self._loop.time())
 
     def _show_lines(self, job_id: bytes, source: str, is_stderr: bool, text: str) -> None:
-        message = m.LogLines(source, is_stderr)
-        for driver in self._wants_logs.get(job_id, ()):
-            if driver.connection is not None:
-                driver.connection.send(message, text.encode())
+        message = m.LogLines(source, is_stderr, job_id)
+        for reader in self._log_readers.get(job_id, ()):
+            reader.send(message, text.encode())
+
+    def _want_logs(self) -> None:
+        """Have the other nodes send what drivers of ours want to show."""
+        nodes = self.cluster.nodes.keys() - {self.config.node_id}
+        self._told = {(job_id, node_id) for job_id, node_id in self._told if node_id in nodes}
+        for job_id, readers in self._log_readers.items():
+            if any(isinstance(reader.context, Process) for reader in readers):
+                for node_id in nodes:
+                    if (job_id, node_id) not in self._told:
+                        self._told.add((job_id, node_id))
+                        self.cluster.send_to_node(node_id, m.WantLogs(job_id))
+
+    def _logs_wanted(self, connection: LoopConnection, message: m.WantLogs, payload: bytes) -> None:
+        self._log_readers.setdefault(message.job_id, set()).add(connection)
+
+    def _lines_of_node(self, connection: LoopConnection, message: m.LogLines, payload: bytes) -> None:
+        for reader in self._log_readers.get(message.job_id, ()):
+            if isinstance(reader.context, Process):
+                reader.send(message, payload)
+
+    def _show_logs(self, connection: LoopConnection, message: m.ShowLogs, payload: bytes) -> None:
+        """What the job's workers have printed, on all nodes, goes to its driver before the answer does."""
+        self.logs.finish_job(message.job_id, now=self._loop.time())
+        nodes = [node_id for job_id, node_id in self._told if job_id == message.job_id]
+        if not nodes or not isinstance(connection.context, Process):
+            connection.send(m.Ok(message.rid))
+            return
+        task = self._loop.create_task(self._show_logs_of(nodes, message.job_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: connection.send(m.Ok(message.rid)))
+
+    async def _show_logs_of(self, nodes: list[bytes], job_id: bytes) -> None:
+        async def ask(node_id: bytes) -> None:
+            peer = await self.cluster.peer(node_id)
+            await peer.request(m.ShowLogs(0, job_id))
+
+        asked = [self._loop.create_task(ask(node_id)) for node_id in nodes]
+        _, late = await asyncio.wait(asked, timeout=LAST_LINES_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
     # --- memory
 

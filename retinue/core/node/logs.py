@@ -144,9 +144,22 @@ class LogFollower:
             for file in files:
                 self._show(job_id, source, file, now, is_last=True)
 
+    def finish_job(self, job_id: bytes, *, now: float) -> None:
+        """Its driver is about to leave: show all that its workers have written until now."""
+        for found, source, files in list(self._sources.values()):
+            if found == job_id:
+                for file in files:
+                    self._show(job_id, source, file, now, is_last=True)
+
     def _show(self, job_id: bytes, source: str, file: Followed, now: float, *, is_last: bool) -> None:
-        lines = file.read_lines(is_last=is_last)
-        shown = file.folder.lines(lines, now=now) if lines else []
+        shown: list[str] = []
+        for _ in range(MAX_BEHIND_BYTES // CHUNK_BYTES if is_last else 1):
+            lines = file.read_lines()
+            if not lines:
+                break
+            shown += file.folder.lines(lines, now=now)
+        if is_last:
+            shown += file.folder.lines(file.read_lines(is_last=True), now=now)
         shown += file.folder.tick(now=now + REPEAT_WINDOW_S if is_last else now)
         if shown:
             self._send(job_id, source, file.is_stderr, "\n".join(shown) + "\n")

@@ -12,7 +12,7 @@ import signal
 
 from retinue.core.config import AgentConfig, read_config
 from retinue.core.node.zygote import WORKER_MODULE
-from retinue.core.node.zygote_start import start_zygote
+from retinue.core.node.zygote_start import home_of, start_zygote
 from retinue.core.wire.messages import WorkerEnv
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -26,7 +26,7 @@ def main(lifeline_fd: int) -> None:
     # The workers' own lifeline: its writing end is open in this process alone.
     workers_r, workers_w = os.pipe2(os.O_CLOEXEC)
     module = config.system_config.get("worker_module", WORKER_MODULE)
-    first = start_zygote(WorkerEnv(b""), lifeline_fd=workers_r, worker_module=module)
+    first = start_zygote(WorkerEnv(b""), lifeline_fd=workers_r, worker_module=module, home=home_of(config))
 
     from retinue.core.node.serve import run  # only now: see above
 

@@ -25,6 +25,7 @@ from retinue.core.node.zygote import (
     Fork,
     Forked,
     ForkFailed,
+    NodeHome,
     Ready,
     Unfit,
     kill_group,
@@ -55,14 +56,16 @@ class Spawner:
         lifeline_fd: int,
         worker_module: str = zygote.WORKER_MODULE,
         first: ZygoteProcess | None = None,
+        home: NodeHome | None = None,
     ) -> None:
-        """`first`: the default zygote, if it was started already."""
+        """`first`: the default zygote, if it was started already. `home`: for zygotes to tidy up."""
         self.on_forked: OnForked = lambda token, pid: None
         self.on_failed: OnFailed = lambda token, reason: None
         self.on_exit: OnExit = lambda pid, status: None
         self.on_unfit: OnUnfit = lambda package, reason: None
         self._lifeline_fd = lifeline_fd
         self._worker_module = worker_module
+        self._home = home
         self._zygotes: dict[str, ZygoteProcess] = {first.key: first} if first is not None else {}
         self._quick_deaths: dict[str, int] = {}
         self._workers: set[int] = set()
@@ -100,7 +103,9 @@ class Spawner:
         existing = self._zygotes.get(key)
         if existing is not None:
             return existing
-        made = start_zygote(env, lifeline_fd=self._lifeline_fd, worker_module=self._worker_module)
+        made = start_zygote(
+            env, lifeline_fd=self._lifeline_fd, worker_module=self._worker_module, home=self._home
+        )
         self._zygotes[key] = made
         self._watch(made)
         return made

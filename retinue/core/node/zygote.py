@@ -4,7 +4,7 @@ It serves one socket to its agent, one packet a message. A worker is forked twic
 agent's child (the agent is child subreaper) and outlives the zygote; the process in between says its pid.
 A zygote must have one thread and hold no GPU: after each import it looks, and if that is no longer so it
 says which package did it and starts anew without it. When its agent is gone it kills what it forked, with
-all that these have started.
+all that these have started, and removes the node's folder.
 
 Lives here: the zygote process, and the first steps of every worker (forked or exec'ed). Does not: deciding
 what to start (`pool`), the agent's side (`spawner`), what a worker does (`retinue.core.worker`).
@@ -17,6 +17,7 @@ import gc
 import importlib
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from retinue.core import session
 from retinue.core.wire.messages import WorkerStart
 
 MAX_PACKET_BYTES = 1 << 20
@@ -41,9 +43,20 @@ THREAD_VARIABLES = (
 IMPORT_VARIABLES = {**dict.fromkeys(THREAD_VARIABLES, "1"), "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render")
 
+# In the environment of all that a node's workers start, also in sessions of their own.
+NODE_VARIABLE = "RETINUE_NODE_ID"
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NodeHome(msgspec.Struct, frozen=True):
+    """What a zygote tidies up when the agent was killed. Empty: nothing."""
+
+    node_id: str = ""  # hex
+    node_dir: str = ""
+    session_dir: str = ""
 
 
 class ZygoteConfig(msgspec.Struct, frozen=True):
@@ -56,6 +69,7 @@ class ZygoteConfig(msgspec.Struct, frozen=True):
     env_vars: dict[str, str] = {}  # set before the imports
     restore: dict[str, str] = {}  # what the user had for `IMPORT_VARIABLES`
     worker_module: str = WORKER_MODULE
+    home: NodeHome = NodeHome()
 
 
 # --- what goes over the socket ----------------------------------------------------------------------------
@@ -146,6 +160,7 @@ class Zygote:
                 self._pids.discard(request.pid)
         for pid in self._pids:
             kill_group(pid)
+        tidy_up(self._config.home)
         os._exit(0)
 
     def _receive(self) -> bytes:
@@ -189,6 +204,22 @@ class Zygote:
             run_worker(start, self._config.agent_pid, self._worker)
         finally:
             os._exit(1)
+
+
+def tidy_up(home: NodeHome) -> None:
+    """Remove what a killed agent could not: processes that left their worker's group, and the folders."""
+    if not home.node_id:
+        return
+    mark = f"{NODE_VARIABLE}={home.node_id}".encode()
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{int(name)}/environ", "rb") as file:
+                if mark in file.read().split(b"\0"):
+                    os.kill(int(name), signal.SIGKILL)
+        except (ValueError, OSError):
+            continue  # no process, gone, or somebody else's
+    shutil.rmtree(home.node_dir, ignore_errors=True)
+    session.clean_if_free(home.session_dir)
 
 
 def run_worker(start: WorkerStart, agent_pid: int, worker: Any) -> NoReturn:
@@ -362,6 +393,7 @@ def _restore_environment(config: ZygoteConfig) -> None:
 
 def _enter_environment(start: WorkerStart) -> None:
     env = start.env
+    os.environ[NODE_VARIABLE] = start.node_id.hex()
     os.environ.update(env.env_vars)
     if env.sys_path:
         known = set(env.sys_path)

@@ -13,7 +13,8 @@ import sys
 
 import msgspec
 
-from retinue.core.node.zygote import IMPORT_VARIABLES, MAX_PACKET_BYTES, WORKER_MODULE, ZygoteConfig
+from retinue.core.config import AgentConfig
+from retinue.core.node.zygote import IMPORT_VARIABLES, MAX_PACKET_BYTES, WORKER_MODULE, NodeHome, ZygoteConfig
 from retinue.core.wire.messages import WorkerEnv, WorkerStart
 
 
@@ -30,7 +31,9 @@ class ZygoteProcess:
         self.forking: dict[int, WorkerStart] = {}
 
 
-def start_zygote(env: WorkerEnv, *, lifeline_fd: int, worker_module: str = WORKER_MODULE) -> ZygoteProcess:
+def start_zygote(
+    env: WorkerEnv, *, lifeline_fd: int, worker_module: str = WORKER_MODULE, home: NodeHome | None = None
+) -> ZygoteProcess:
     """Start the zygote that workers of this environment are forked from. Raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -44,6 +47,7 @@ def start_zygote(env: WorkerEnv, *, lifeline_fd: int, worker_module: str = WORKE
             env_vars=env.env_vars if env.preload else {},
             restore={name: os.environ[name] for name in IMPORT_VARIABLES if name in os.environ},
             worker_module=worker_module,
+            home=home or NodeHome(),
         )
         code = f"{path_code()};from retinue.core.node.zygote import main;main(sys.argv[1])"
         process = subprocess.Popen(
@@ -61,6 +65,10 @@ def start_zygote(env: WorkerEnv, *, lifeline_fd: int, worker_module: str = WORKE
         theirs.close()
     ours.setblocking(False)
     return ZygoteProcess(key_of(env), process, ours)
+
+
+def home_of(config: AgentConfig) -> NodeHome:
+    return NodeHome(config.node_id.hex(), config.node_dir, config.session_dir)
 
 
 def key_of(env: WorkerEnv) -> str:

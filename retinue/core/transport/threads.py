@@ -462,9 +462,11 @@ class IoThread:
             self.thread.join(timeout=5)
 
     def close(self) -> None:
-        """Close the descriptors, after `stop`."""
+        """Close the descriptors, after `stop`. Threads that come late may still post."""
         self._epoll.close()
-        os.close(self._event)
+        with self._lock:
+            event, self._event = self._event, -1
+        os.close(event)
 
     def wake(self) -> None:
         os.eventfd_write(self._event, 1)
@@ -476,10 +478,12 @@ class IoThread:
             os.eventfd_write(self._event, 1)
 
     def post(self, function: Callable[[], None]) -> None:
-        """Run a function on the I/O thread, soon."""
+        """Run a function on the I/O thread, soon; never, once it was told to stop."""
         self._posted.append(function)
         if threading.current_thread() is not self.thread:
-            os.eventfd_write(self._event, 1)
+            with self._lock:
+                if self._event >= 0:
+                    os.eventfd_write(self._event, 1)
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         """Run a function on the I/O thread after `delay_s`."""

@@ -638,6 +638,20 @@ class LogLines(Message, tag=67):
 
     source: str
     is_stderr: bool = False
+    job_id: bytes = b""
+
+
+class WantLogs(Message, tag=140):
+    """agent -> agent: a driver here shows its job's output. LogLines come back on this connection."""
+
+    job_id: bytes
+
+
+class ShowLogs(Message, tag=141):
+    """driver -> agent -> other agents: answered by Ok behind all that the job has printed until now."""
+
+    rid: int
+    job_id: bytes
 
 
 class ExpectExit(Message, tag=68):
