@@ -641,13 +641,13 @@ class LogLines(Message, tag=67):
     job_id: bytes = b""
 
 
-class WantLogs(Message, tag=140):
+class WantLogs(Message, tag=73):
     """agent -> agent: a driver here shows its job's output. LogLines come back on this connection."""
 
     job_id: bytes
 
 
-class ShowLogs(Message, tag=141):
+class ShowLogs(Message, tag=74):
     """driver -> agent -> other agents: answered by Ok behind all that the job has printed until now."""
 
     rid: int
