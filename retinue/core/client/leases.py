@@ -139,7 +139,8 @@ class ShapePool:
 
     def withdrawn(self, worker: LeasedWorker, task_id: bytes) -> None:
         """A task that was assigned is not sent after all. `feed` follows."""
-        if worker.tasks.pop(task_id, None) is not None and not worker.tasks:
+        worker.tasks.pop(task_id, None)
+        if not worker.tasks:
             self._freed(worker)
 
     def _freed(self, worker: LeasedWorker) -> None:

@@ -79,16 +79,6 @@ class FrameDecoder:
         self._chunks = chunks
         self._missing = missing
 
-    def has_frame(self) -> bool:
-        """Whether `frames()` has something to say without more bytes: a handler was interrupted."""
-        end = len(self._data)
-        if end - self._position < 8 or self._missing > 0:
-            return False
-        size: int
-        size, header_size = _unpack_lengths(self._data, self._position)
-        is_whole = self._position + 4 + size <= end
-        return is_whole or size > MAX_ACCEPTED_BYTES or bool(header_size > size - 4)
-
     def frames(self) -> Iterator[tuple[Message, bytes]]:
         """The complete frames. A frame is taken off when the next one, or the end, is asked for.
 

@@ -217,6 +217,14 @@ def test_withdrawn_task_frees_its_worker(pool):
     assert worker.tasks
 
 
+def test_withdrawn_task_may_have_been_taken_off_already(pool):
+    worker = lease(pool)
+    pool.submit(task("a"))
+    del worker.tasks[b"a"]
+    pool.withdrawn(worker, b"a")
+    assert pool.submit(task("b")) is worker
+
+
 def test_recalled_worker_gets_nothing_more_and_goes_back_when_it_is_done(pool):
     worker = lease(pool)
     pool.submit(task("a", SHORT))

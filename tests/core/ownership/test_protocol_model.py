@@ -468,3 +468,44 @@ class Protocol(RuleBasedStateMachine):
 
 TestProtocol: Any = Protocol.TestCase
 TestProtocol.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+def test_container_is_held_until_what_was_in_it_is_counted():
+    # P2 loads a list of P1's that holds a reference of P0's, and drops the list at once: P1 lets go of both
+    # before P2's count can reach P0, unless P2 holds the list until then.
+    world = Protocol()
+    world.start(number=3)
+    owner, holder, reader = world.processes
+    inner = world.new_id(owner)
+    owner.table.own_inline(inner, b"blob")
+    owner.table.add_borrower(inner, holder.address.worker_id, 1)
+    holder.table.add_ref(inner, owner.address)
+    holder.table.counted(inner, owner.address)
+    owner.table.drop_refs([inner])
+    outer = world.new_id(holder)
+    holder.table.use(inner)
+    holder.table.own_inline(outer, b"blob", [inner])
+    holder.table.drop_refs([inner])
+    world.blobs[outer] = world.addressed([inner])
+    holder.table.add_borrower(outer, reader.address.worker_id, 1)
+    reader.table.add_ref(outer, holder.address)
+    reader.table.counted(outer, holder.address)
+    holder.table.drop_refs([outer])
+
+    _, new = world.unpickle(reader, world.blobs[outer])
+    world.hold_until_counted(reader, outer, new)
+    reader.table.drop_refs([outer])
+    world.effects(reader)
+    count_for_inner = [k for k in world.channels if k[2] is owner]
+    while any(k not in count_for_inner for k in world.channels):  # everything else is faster
+        world.deliver(next(k for k in world.channels if k not in count_for_inner))
+        world.nobody_holds_what_its_owner_let_go_of()
+    while world.channels:
+        world.deliver(next(iter(world.channels)))
+        world.nobody_holds_what_its_owner_let_go_of()
+    assert outer not in holder.table.entries
+    assert inner in owner.table.entries
+    reader.table.drop_refs([inner])
+    world.effects(reader)
+    world.teardown()
+    assert not owner.table.entries
