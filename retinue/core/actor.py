@@ -180,7 +180,7 @@ class ActorClass(Generic[T]):
             detached=detached,
             max_restarts=options.get("max_restarts") or 0,
             max_task_retries=options.get("max_task_retries") or 0,
-            max_concurrency=options.get("max_concurrency") or 1,
+            max_concurrency=options.get("max_concurrency") or 0,
             concurrency_groups=dict(groups),
             is_async=self._is_async,
             max_pending_calls=_or(options.get("max_pending_calls"), -1),

@@ -336,7 +336,7 @@ def safe_repr(value: object) -> str:
     """`repr(value)`, or a stand-in where the user's own `__repr__` raises (e.g. of a half-made instance)."""
     try:
         return repr(value)
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+    except BaseException as error:  # noqa: BLE001 - whatever the user's code raises
         return f"<{type(value).__qualname__} whose repr() raised {type(error).__name__}>"
 
 

@@ -216,30 +216,38 @@ def is_error_blob(blob: bytes | memoryview) -> bool:
 
 def serialize_error(error: BaseException) -> bytes:
     """An error blob. What does not survive pickling, or is too large for a frame, leaves its text."""
+    return serialize_error_found(error)[0]
+
+
+def serialize_error_found(error: BaseException) -> tuple[bytes, Found]:
+    """An error blob, and the references inside the error."""
+    found: Found = []
     if isinstance(error, RetinueTaskError):
-        return _ERROR_TAG + _dump_task_error(error)
-    data, problem = _dump_exception(error)
+        return _ERROR_TAG + _dump_task_error(error, found), found
+    data, problem = _dump_exception(error, found)
     if problem:
         data = pickle.dumps(UnserializableException(None, f"{safe_repr(error)} ({problem})"), PROTOCOL)
-    return _ERROR_TAG + data
+    return _ERROR_TAG + data, found
 
 
-def _dump_exception(error: BaseException) -> tuple[bytes, str]:
+def _dump_exception(error: BaseException, found: Found) -> tuple[bytes, str]:
     """The pickled exception, or why it cannot be sent."""
     try:
-        data = serialize(error).to_bytes()
+        serialized = serialize(error)
+        data = serialized.to_bytes()
         if type(error).__module__ not in _SAFE_MODULES:
             deserialize(data)  # an __init__ of its own that does not take `args` fails only here
     except BaseException as failure:  # noqa: BLE001 - it runs code of the exception's class
         return b"", f"it could not be sent: {safe_repr(failure)}"
     if len(data) > ERROR_LIMIT_BYTES:
         return b"", f"it could not be sent: {len(data)} bytes are more than {ERROR_LIMIT_BYTES}"
+    found += serialized.found
     return data, ""
 
 
-def _dump_task_error(error: RetinueTaskError) -> bytes:
+def _dump_task_error(error: RetinueTaskError, found: Found) -> bytes:
     """Text, traceback and, in a blob of its own, the cause: where that cannot be loaded the rest can."""
-    cause, problem = _dump_exception(error.cause) if error.cause is not None else (b"", "")
+    cause, problem = _dump_exception(error.cause, found) if error.cause is not None else (b"", "")
     text = error.traceback_str
     if len(text) > TRACEBACK_LIMIT:
         text = f"... {len(text) - TRACEBACK_LIMIT} characters ...\n{text[-TRACEBACK_LIMIT:]}"

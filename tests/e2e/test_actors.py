@@ -58,7 +58,7 @@ def test_several_returns_streams_and_errors() -> None:
     assert retinue.get(counter.add.remote()) == 4
 
 
-def test_a_constructor_that_raises_fails_every_call_with_its_error() -> None:
+def test_a_constructor_that_raises_fails_every_call_with_its_traceback() -> None:
     @retinue.remote(num_cpus=0)
     class Broken:
         def __init__(self) -> None:
@@ -67,10 +67,11 @@ def test_a_constructor_that_raises_fails_every_call_with_its_error() -> None:
         def call(self) -> None: ...
 
     broken = Broken.remote()
-    with pytest.raises(LookupError, match="no such model"):
-        retinue.get(broken.call.remote(), timeout=20)
-    with pytest.raises(LookupError, match="no such model"):
-        retinue.get(broken.call.remote(), timeout=20)
+    for _ in range(2):
+        with pytest.raises(ActorDiedError, match="no such model") as caught:
+            retinue.get(broken.call.remote(), timeout=20)
+        assert "in __init__" in str(caught.value)
+        assert not isinstance(caught.value, LookupError), "as in Ray: the actor died, whatever the reason"
 
 
 def test_named_actors_are_found_and_names_are_taken_once() -> None:

@@ -241,8 +241,8 @@ def test_cancelling_a_running_task_raises_keyboard_interrupt_in_it(tmp_path: Any
 
     @retinue.remote
     def spin() -> None:
-        open(started, "w").close()
         try:
+            open(started, "w").close()
             while True:
                 time.sleep(0.01)
         except KeyboardInterrupt:

@@ -66,6 +66,8 @@ class OwnershipService:
         self._pulling: dict[bytes, set[bytes]] = {}  # nodes that pull an object of ours now
         self.cancel_hook: Callable[[CancelCall], None] | None = None  # set by a worker's executor
         self.credit_hook: Callable[[StreamCredit], None] | None = None
+        # Set by a worker: references that the running call got, which are settled before its reply.
+        self.note_borrowed: Callable[[list[bytes]], None] = _note_nothing
         self.queries: dict[str, Callable[[dict[str, str]], Any]] = {}
         handlers = runtime.peers.handlers
         handlers[Locate] = self._on_locate
@@ -88,6 +90,7 @@ class OwnershipService:
             return deserialize(blob)
         value, new = self.load_in_scope(blob)
         if new:
+            self.note_borrowed(new)
             with self._runtime.lock:
                 self._table.use(object_id)
 
@@ -115,6 +118,7 @@ class OwnershipService:
             self._scope.ids.append(object_id)
         else:
             # Unpickled by the user's own hand: count as soon as possible, and hope its maker holds it.
+            self.note_borrowed([object_id])
             self._runtime.io.post(lambda: self.register([object_id], _nothing))
 
     def register(self, object_ids: Sequence[bytes], then: Callable[[], None]) -> None:
@@ -480,3 +484,7 @@ def _made_by(object_id: bytes, task: TaskRecord | None) -> str:
 
 def _nothing() -> None:
     """Nobody waits for the count."""
+
+
+def _note_nothing(object_ids: list[bytes]) -> None:
+    """No call runs here: a driver."""

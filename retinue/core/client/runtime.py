@@ -63,12 +63,18 @@ class WaitHook:
 
     def blocked(self) -> None: ...
     def unblocked(self) -> None: ...
+    def check_interrupted(self) -> None:
+        """Raise KeyboardInterrupt if the code that waits was cancelled; asked at least every RECHECK_S."""
 
 
 class Context(threading.local):
-    """What runs on this thread: the task (bytes), and how many puts it has made."""
+    """What runs on this thread: the task (bytes), and how many puts it has made.
+
+    Puts are named after `put_task_id`: the task, or an id of their own where the task's is used up.
+    """
 
     task_id: bytes = b""
+    put_task_id: bytes = b""
     puts: int = 0
     hook: WaitHook | None = None
 
@@ -231,7 +237,12 @@ class Runtime:
         dropped = references.dropped
         if not dropped:
             return
-        ids = [dropped.popleft() for _ in range(len(dropped))]
+        ids = []
+        for _ in range(len(dropped)):
+            try:
+                ids.append(dropped.popleft())
+            except IndexError:
+                break  # another thread was faster
         with self.lock:
             self.table.drop_refs(ids)
             effects = self.table.take_effects()
@@ -292,14 +303,15 @@ class Runtime:
         self.store.write(object_id, serialized)
         with self.lock:
             self.table.own_stored(object_id, serialized.size, self.node_id, contained, refs)
+        self.io.wake_if_sleeping()  # without objects it hardly looks for dropped references
 
     def next_put_id(self) -> bytes:
         context = self.context
         context.puts += 1
-        if not context.task_id:
+        if not context.put_task_id:
             # A thread of the driver, or one that user code started: ids of a task of its own.
-            context.task_id = self.ids.task_id()
-        return put_id(context.task_id, context.puts)
+            context.put_task_id = self.ids.task_id()
+        return put_id(context.put_task_id, context.puts)
 
     def _hold_found(self, found: Sequence[tuple[bytes, Address | None]]) -> list[bytes]:
         with self.lock:
@@ -662,6 +674,8 @@ class Wait:
 
     def limit(self) -> float:
         """Seconds until the waiter should look again; 0 or less at the deadline."""
+        if self._hook is not None:
+            self._hook.check_interrupted()
         limit = threads.RECHECK_S
         if self._deadline is not None:
             limit = min(limit, self._deadline - time.monotonic())

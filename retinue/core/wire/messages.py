@@ -696,7 +696,7 @@ class ActorSpec(Struct, array_like=True, frozen=True):
     detached: bool = False
     max_restarts: int = 0  # -1 = without limit
     max_task_retries: int = 0
-    max_concurrency: int = 1
+    max_concurrency: int = 0  # 0 = not said
     concurrency_groups: dict[str, int] = {}
     is_async: bool = False
     max_pending_calls: int = -1

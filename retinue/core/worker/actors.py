@@ -6,22 +6,37 @@ Lives here: those. Does not: async actors (`aio`), the loop that reads sockets (
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
+import os
 import time
 from typing import Any
 
 from retinue.core.client.runtime import Runtime
-from retinue.core.serialization import load_definition
+from retinue.core.errors import ActorDiedError, safe_repr
+from retinue.core.ids import ACTOR_ID_SIZE, TASK_ID_SIZE
+from retinue.core.serialization import load_definition, serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.framing import encode
-from retinue.core.wire.messages import REPLY_REFUSED, ActorStarted, BecomeActor, Call, CancelCall, Reply
+from retinue.core.wire.messages import (
+    REPLY_REFUSED,
+    ActorStarted,
+    BecomeActor,
+    Call,
+    CallOptions,
+    CancelCall,
+    Reply,
+)
 from retinue.core.worker import context
-from retinue.core.worker.running import ActorExit, CallRunner
+from retinue.core.worker.running import ActorExit, CallRunner, remote_traceback
 from retinue.core.worker.sync import EXIT, SyncExecutor
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_GROUP = "_default"
+
+
+CREATION_FAILED = "The actor died because of an error raised in its creation task, {where}\n{traceback}"
 
 
 def make_instance(
@@ -35,36 +50,50 @@ def make_instance(
     context.apply_lease(facts, message.resources, message.instances)
     options = None
     if spec.args_object is not None:
-        from retinue.core.wire.messages import CallOptions
-
         options = CallOptions(args_object=spec.args_object)
     args = payload[message.class_size :]
-    call = Call(spec.actor_id + b"\\0" * 8, spec.class_key, "__init__", 1, spec.args_size, 0, 0, options)
-    runtime.context.task_id = runtime.ids.task_id()
-    context.running.set(runner.started(call))
+    call = Call(spec.actor_id + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE), spec.class_key, "__init__", 1, spec.args_size, 0, 0, options)
+    runtime.context.task_id = runtime.context.put_task_id = runtime.ids.task_id()
+    running = runner.started(call)
+    context.running.set(running)
     agent = runtime.agent
     assert agent is not None
-    new: list[bytes] = []
     try:
-        cls = load_definition(payload[: message.class_size])
-        instance = cls.__new__(cls)
-        facts.actor = instance
-        new = _construct(runner, instance, call, args)
+        _construct(runner, running, facts, payload[: message.class_size], args)
     except BaseException as error:
-        blob = runner.error_blob(call, error)
+        blob = serialize_error(creation_error(facts, error))
         facts.actor = None
         agent.send(ActorStarted(spec.actor_id, message.incarnation, is_error=True), blob)
         return False
     finally:
         context.running.set(None)
-    runner.settle(new, lambda: agent.send(ActorStarted(spec.actor_id, message.incarnation)))
+    started = encode(ActorStarted(spec.actor_id, message.incarnation))
+    runner.conclude(running, started, agent.send_frame)
     return True
 
 
-def _construct(runner: CallRunner, instance: Any, call: Call, payload: bytes) -> list[bytes]:
-    args, kwargs, new = runner.load_args(call, payload)
-    instance.__init__(*args, **kwargs)
-    return new
+def _construct(
+    runner: CallRunner, running: context.RunningCall, facts: context.WorkerFacts, blob: bytes, payload: bytes
+) -> None:
+    """As calling the class does, but the instance is known while its `__init__` runs."""
+    assert running.call is not None
+    cls = load_definition(blob)
+    args, kwargs = runner.load_args(running, running.call, payload)
+    facts.actor = cls.__new__(cls, *args, **kwargs)
+    if isinstance(facts.actor, cls):
+        facts.actor.__init__(*args, **kwargs)
+
+
+def creation_error(facts: context.WorkerFacts, error: BaseException) -> ActorDiedError:
+    """What every call of an actor gets whose constructor raised: as in Ray, not an instance of the user's type."""
+    spec = facts.actor_spec
+    assert spec is not None
+    where = (
+        f"{spec.class_name}.__init__() (pid={os.getpid()}, ip={facts.node_ip}, "
+        f"actor_id={spec.actor_id.hex()}, repr={safe_repr(facts.actor)})"
+    )
+    text = CREATION_FAILED.format(where=where, traceback=remote_traceback(error))
+    return ActorDiedError(text, spec.actor_id.hex())
 
 
 def method_of(facts: context.WorkerFacts, name: str) -> Any:
@@ -122,48 +151,34 @@ class ThreadedActorExecutor(SyncActorExecutor):
         pool = self._pools.get(group or DEFAULT_GROUP)
         if pool is None:
             error = ValueError(f"the actor has no concurrency group {group!r}; it has {sorted(self._pools)}")
-            connection.send_frame(self.runner.error_reply(call, error))
+            send = functools.partial(self._send_now, connection)
+            self.runner.reply_error(connection, call, error, 0, send)
             return
         pool.submit(self._run_one, connection, call, payload)
 
     def _run_one(self, connection: Connection, call: Call, payload: bytes) -> None:
         task_id = call.task_id
-        if task_id in self._cancelled:
-            connection.send_frame(self.runner.cancelled_reply(call))
-            return
         if call.incarnation != self.facts.incarnation:
-            connection.send_frame(encode(Reply(task_id, REPLY_REFUSED)))
+            self._send_now(connection, encode(Reply(task_id, REPLY_REFUSED)))
             return
         begin = time.monotonic()
         self.runtime.io.wake_if_sleeping()
-        ctx = self.runtime.context
-        ctx.task_id = task_id
-        ctx.puts = 0
         failed = ""
         running = self._running_calls[task_id] = self.runner.started(call, begin)
-        context.running.set(running)
+        self._enter(running)
         try:
-            value, new = self._call_threaded(connection, call, payload)
-            self._answer(connection, call, value, int((time.monotonic() - begin) * 1e6), new)
+            value = self._call(connection, running, call, payload)
+            self._answer(connection, running, call, value, int((time.monotonic() - begin) * 1e6))
         except ActorExit as error:
             self._leave(str(error))
             self.wake()
         except BaseException as error:
             failed = type(error).__name__
-            connection.send_frame(self.runner.error_reply(call, error, int((time.monotonic() - begin) * 1e6)))
+            self._fail(connection, running, call, error, int((time.monotonic() - begin) * 1e6))
         finally:
             self._running_calls.pop(task_id, None)
             context.running.set(None)
             self.runner.finished(task_id, running.name, begin, time.monotonic(), failed)
-
-    def _call_threaded(self, connection: Connection, call: Call, payload: bytes) -> tuple[Any, list[bytes]]:
-        function = self.target(call)
-        args, kwargs, new = self.runner.load_args(call, payload)
-        value = function(*args, **kwargs)
-        if call.options is not None and call.options.streaming:
-            self._stream(connection, call, value)
-            value = None
-        return value, new
 
     def cancel(self, message: CancelCall) -> None:
         running = self._running_calls.get(message.task_id)

@@ -9,14 +9,17 @@ Lives here: that loop and its concurrency limits. Does not: what a call is (`run
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import inspect
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from retinue.core.client.runtime import Runtime
+from retinue.core.client.runtime import Context, Runtime
 from retinue.core.errors import AsyncioActorExit
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.framing import encode
@@ -33,7 +36,8 @@ from retinue.core.wire.messages import (
 )
 from retinue.core.worker import context
 from retinue.core.worker.actors import DEFAULT_GROUP, method_of
-from retinue.core.worker.running import ActorExit, CallRunner
+from retinue.core.worker.order import FrameOrder
+from retinue.core.worker.running import ANSWERS_S, ActorExit, CallRunner, forget_frames
 from retinue.core.worker.sync import EXIT
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,15 @@ class Group:
         self.waiting: deque[tuple[Connection, Call, bytes]] = deque()
 
 
+class LoopContext(Context):
+    """What runs on the loop's thread: each asyncio task knows for itself."""
+
+    @property
+    def task_id(self) -> bytes:  # type: ignore[override]
+        running = context.running.get()
+        return running.task_id if running is not None else b""
+
+
 class AsyncActorExecutor:
     """Runs an async actor's methods; plain `def` methods run on the loop too, as in Ray."""
 
@@ -61,8 +74,7 @@ class AsyncActorExecutor:
         self.facts = facts
         spec = facts.actor_spec
         assert spec is not None
-        limit = spec.max_concurrency if spec.max_concurrency > 1 else DEFAULT_MAX_CONCURRENCY
-        self._groups = {DEFAULT_GROUP: Group(limit)}
+        self._groups = {DEFAULT_GROUP: Group(spec.max_concurrency or DEFAULT_MAX_CONCURRENCY)}
         for name, size in spec.concurrency_groups.items():
             self._groups[name] = Group(size)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,10 +85,12 @@ class AsyncActorExecutor:
         self._cancelled: dict[bytes, None] = {}
         self._credits: dict[bytes, int] = {}
         self._credit_waiters: dict[bytes, asyncio.Future[None]] = {}
+        self._streams: dict[bytes, Connection] = {}  # streaming calls, and who consumes them
         self._stopping: Any = None
         self._stopped: asyncio.Event | None = None
         self._thread_id = 0
-        self._early: list[Connection] = []
+        self._early: list[Callable[[], None]] = []  # what came before there was a loop
+        self._early_lock = threading.Lock()
 
     # --- called on the I/O thread
 
@@ -84,10 +98,25 @@ class AsyncActorExecutor:
         connection.on_message = self._on_message
         connection.on_close = self._closed
         self._connections[connection.fd] = connection
-        if self._loop is None:
-            self._early.append(connection)
-        else:
-            self._loop.call_soon_threadsafe(self._read, connection)
+        # Behind the calls that came in one piece with the Hello: they are being handled now.
+        self.runtime.io.post(lambda: self._on_loop(self._read, connection))
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        """Run a function on the loop, from any thread, in the order of asking."""
+        if threading.get_ident() == self._thread_id:
+            function(*args)
+            return
+        with self._early_lock:
+            if self._loop is None:
+                self._early.append(functools.partial(function, *args))
+                return
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            pass  # the loop has ended, and with it the actor
+
+    def connections(self) -> list[Connection]:
+        return list(self._connections.values())
 
     def _read(self, connection: Connection) -> None:
         assert self._loop is not None
@@ -95,13 +124,19 @@ class AsyncActorExecutor:
         connection.try_receive()
 
     def _closed(self, connection: Connection) -> None:
-        self._connections.pop(connection.fd, None)
+        if self._connections.get(connection.fd) is connection:
+            del self._connections[connection.fd]
+        self._on_loop(self._caller_gone, connection)
+
+    def _caller_gone(self, connection: Connection) -> None:
+        """Nobody will take the items of its streams: what makes them is told at once."""
         self._replies.pop(connection, None)
+        for task_id in [t for t, c in self._streams.items() if c is connection]:
+            self._cancel_call(task_id)
 
     def stop(self, reason: Any) -> None:
         self._stopping = reason
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._check_stop)
+        self._on_loop(self._check_stop)
 
     def running_calls(self) -> list[context.RunningCall]:
         """For whoever asks what this process does; called on the I/O thread."""
@@ -112,12 +147,10 @@ class AsyncActorExecutor:
         return 1.0 if not self.runner.events else 0.5
 
     def cancel(self, message: CancelCall) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._cancel, message)
+        self._on_loop(self._cancel, message)
 
     def credit(self, message: StreamCredit) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._credited, message)
+        self._on_loop(self._credited, message)
 
     # --- on the loop
 
@@ -128,15 +161,18 @@ class AsyncActorExecutor:
         return uvloop.run(self._serve())
 
     async def _serve(self) -> Any:
-        self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._thread_id = threading.get_ident()
-        early, self._early = self._early, []
-        for connection in early:
-            self._read(connection)
-        if self._stopping is not None:
-            self._check_stop()
+        self.runtime.context = LoopContext()
+        with self._early_lock:
+            self._loop = asyncio.get_running_loop()
+        for function in self._early:
+            function()
+        self._early.clear()
         await self._stopped.wait()
+        deadline = time.monotonic() + ANSWERS_S
+        while self.runner.has_unanswered() and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
         self._flush()
         return self._stopping
 
@@ -151,14 +187,7 @@ class AsyncActorExecutor:
     def _on_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         kind = type(message)
         if kind is Call:
-            if threading.get_ident() != self._thread_id:
-                # It came in one piece with the Hello, which the I/O thread reads.
-                if self._loop is not None:
-                    self._loop.call_soon_threadsafe(self._call_arrived, connection, message, payload)
-                else:
-                    self.runtime.io.call_later(0.001, lambda: self._on_message(connection, message, payload))
-                return
-            self._call_arrived(connection, message, payload)
+            self._on_loop(self._call_arrived, connection, message, payload)
         elif kind is Define:
             self.runner.define(message, payload)
         elif kind is LeaseBegin:
@@ -174,7 +203,7 @@ class AsyncActorExecutor:
         group = self._groups.get(name or DEFAULT_GROUP)
         if group is None:
             error = ValueError(f"the actor has no concurrency group {name!r}; it has {sorted(self._groups)}")
-            self._send(connection, self.runner.error_reply(call, error))
+            self.runner.reply_error(connection, call, error, 0, functools.partial(self._send, connection))
             return
         if group.running >= group.limit:
             group.waiting.append((connection, call, payload))
@@ -193,29 +222,21 @@ class AsyncActorExecutor:
         running = self._running_calls[task_id] = runner.started(call, begin)
         context.running.set(running)
         failed = ""
+        send = functools.partial(self._conclude, connection, running)
         try:
             if task_id in self._cancelled:
                 raise asyncio.CancelledError
-            value, new = await self._call(connection, call, payload)
-            exec_us = int((time.monotonic() - begin) * 1e6)
-            if new:
-                runner.reply(
-                    connection,
-                    call,
-                    value,
-                    exec_us,
-                    lambda frame: runner.settle(new, lambda: self._send(connection, frame)),
-                )
-            else:
-                runner.reply(connection, call, value, exec_us, lambda frame: self._send(connection, frame))
+            value = await self._call(connection, running, call, payload)
+            runner.reply(connection, call, value, int((time.monotonic() - begin) * 1e6), send)
         except (ActorExit, AsyncioActorExit) as error:
             self._leave(str(error))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             failed = "CancelledError"
-            self._send(connection, runner.cancelled_reply(call))
+            forget_frames(error)
+            send(runner.cancelled_reply(call))
         except BaseException as error:
             failed = type(error).__name__
-            self._send(connection, runner.error_reply(call, error))
+            runner.reply_error(connection, call, error, int((time.monotonic() - begin) * 1e6), send)
         finally:
             del self._tasks[task_id]
             del self._running_calls[task_id]
@@ -226,42 +247,57 @@ class AsyncActorExecutor:
             elif self._stopping is not None:
                 self._check_stop()
 
-    async def _call(self, connection: Connection, call: Call, payload: bytes) -> tuple[Any, list[bytes]]:
+    def _conclude(self, connection: Connection, running: context.RunningCall, frame: bytes) -> None:
+        if running.borrowed is None and running.order is None:
+            self._on_loop(self._send, connection, frame)
+        else:
+            self.runner.conclude(
+                running, frame, lambda last: self._on_loop(self._send, connection, last)
+            )
+
+    async def _call(
+        self, connection: Connection, running: context.RunningCall, call: Call, payload: bytes
+    ) -> Any:
         method = method_of(self.facts, call.method)
         options = call.options
         if options is not None and (options.args_object is not None or len(payload) > call.args_size):
             # Arguments in the store are fetched by a round trip or a transfer: not on the loop.
             assert self._loop is not None
-            loading = self._loop.run_in_executor(None, self.runner.load_args, call, payload)
-            args, kwargs, new = await loading
+            own = contextvars.copy_context()
+            loading = self._loop.run_in_executor(
+                None, own.run, self.runner.load_args, running, call, payload
+            )
+            args, kwargs = await loading
         else:
-            args, kwargs, new = self.runner.load_args(call, payload)
+            args, kwargs = self.runner.load_args(running, call, payload)
         value = method(*args, **kwargs)
         if inspect.isawaitable(value):
             value = await value
         if options is not None and options.streaming:
-            await self._stream(connection, call, value)
+            await self._stream(connection, running, call, value)
             value = None
-        return value, new
+        return value
 
-    async def _stream(self, connection: Connection, call: Call, value: Any) -> None:
+    async def _stream(
+        self, connection: Connection, running: context.RunningCall, call: Call, value: Any
+    ) -> None:
         assert call.options is not None
         limit = call.options.stream_backpressure
+        order = running.order = FrameOrder(functools.partial(self._send, connection), self._on_loop)
         index = 0
+        self._streams[call.task_id] = connection
         try:
+            if connection.is_closed:
+                raise asyncio.CancelledError
             if hasattr(value, "__aiter__"):
                 async for item in value:
-                    self.runner.stream_item(
-                        connection, call, index, item, lambda f: self._send(connection, f)
-                    )
+                    self.runner.stream_item(connection, call, index, item, order)
                     index += 1
                     if limit > 0:
                         await self._await_credit(call.task_id, index, limit)
             elif hasattr(value, "__next__"):
                 for item in value:
-                    self.runner.stream_item(
-                        connection, call, index, item, lambda f: self._send(connection, f)
-                    )
+                    self.runner.stream_item(connection, call, index, item, order)
                     index += 1
                     if limit > 0:
                         await self._await_credit(call.task_id, index, limit)
@@ -270,9 +306,10 @@ class AsyncActorExecutor:
             else:
                 raise TypeError(f"num_returns='streaming' needs a generator, got {type(value).__name__}")
         finally:
+            del self._streams[call.task_id]
+            self._credits.pop(call.task_id, None)
             if hasattr(value, "aclose"):
                 await value.aclose()
-            self._credits.pop(call.task_id, None)
 
     async def _await_credit(self, task_id: bytes, sent: int, limit: int) -> None:
         assert self._loop is not None
@@ -290,22 +327,25 @@ class AsyncActorExecutor:
             waiter.set_result(None)
 
     def _cancel(self, message: CancelCall) -> None:
-        task = self._tasks.get(message.task_id)
-        if task is not None:
-            task.cancel()
-        else:
-            self._cancelled[message.task_id] = None
-            if len(self._cancelled) > 10_000:
-                self._cancelled.pop(next(iter(self._cancelled)))
+        self._cancel_call(message.task_id)
         if message.recursive:
             from retinue.core.api import cancel_children
 
             cancel_children(self.runtime, message.task_id)
 
-    def _send(self, connection: Connection, frame: bytes) -> None:
-        if threading.get_ident() != self._thread_id:
-            connection.send_frame(frame)
+    def _cancel_call(self, task_id: bytes) -> None:
+        running = self._running_calls.get(task_id)
+        if running is not None:
+            running.is_cancelled = True
+            self._tasks[task_id].cancel()
             return
+        # It waits for its turn, or for the first step of its asyncio task, which `cancel` would skip whole.
+        self._cancelled[task_id] = None
+        if len(self._cancelled) > 10_000:
+            self._cancelled.pop(next(iter(self._cancelled)))
+
+    def _send(self, connection: Connection, frame: bytes) -> None:
+        """Keep a frame to the end of this turn of the loop."""
         if not self._replies:
             assert self._loop is not None
             self._loop.call_soon(self._flush)

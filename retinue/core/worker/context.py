@@ -11,12 +11,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
+
 from retinue.core.wire.messages import ActorSpec, Call, WorkerEnv
+from retinue.core.worker.order import FrameOrder
 
 
-@dataclass(slots=True)
-class RunningCall:
-    """One call while it runs: what `get_runtime_context()` tells, and whether it was cancelled."""
+class RunningCall(Struct):
+    """One call while it runs: what `get_runtime_context()` tells, and what its end needs."""
 
     task_id: bytes
     name: str
@@ -25,6 +27,16 @@ class RunningCall:
     is_cancelled: bool = False
     call: Call | None = None
     started: float = 0.0  # monotonic
+    was_interrupted: bool = False  # KeyboardInterrupt was raised in it: once is enough
+    borrowed: list[bytes] | None = None  # references that came to this process by it, not counted by owners
+    order: FrameOrder | None = None  # of a streaming call: its items, then its reply
+
+    def borrow(self, object_ids: list[bytes]) -> None:
+        """References arrived in arguments, or in what the call fetched."""
+        if self.borrowed is None:
+            self.borrowed = list(object_ids)
+        else:
+            self.borrowed += object_ids
 
 
 @dataclass(slots=True)

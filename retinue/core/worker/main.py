@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ from retinue.core.wire.messages import (
 )
 from retinue.core.worker import context
 from retinue.core.worker.actors import SyncActorExecutor, ThreadedActorExecutor, make_instance
-from retinue.core.worker.running import CallRunner
+from retinue.core.worker.running import ANSWERS_S, CallRunner
 from retinue.core.worker.sync import EXIT, SyncExecutor
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,16 @@ class Worker:
         if make_instance(self.runner, self.facts, message, payload):
             executor.run()
 
+    def answers_leave(self) -> None:
+        """Wait until what was answered is with the kernel: what is only in this process ends with it."""
+        deadline = time.monotonic() + ANSWERS_S
+        while self._has_answers() and time.monotonic() < deadline:
+            time.sleep(0.002)  # once in a process's life; the I/O thread does the work
+
+    def _has_answers(self) -> bool:
+        connections = [*self.executor.connections(), *self.runtime.io.connections()]
+        return self.runner.has_unanswered() or any(c.out and not c.is_closed for c in connections)
+
     # --- the agent's messages, on the I/O thread
 
     def _on_agent_message(self, connection: Connection, message: Any, payload: bytes) -> None:
@@ -194,6 +205,7 @@ def main(start: WorkerStart) -> NoReturn:
         current.set_runtime(worker.runtime)
         worker.run()
         worker.runner.flush_events(float("inf"))
+        worker.answers_leave()
         worker.runtime.metrics.report()
     except (ConnectionError, OSError) as error:
         logger.warning("worker %s ends: %s", start.worker_id.hex()[:12], error)

@@ -1,6 +1,6 @@
 """What every executor does with a call: load its arguments, make its reply, remember what happened.
 
-Lives here: definitions, arguments, results, errors, events. Does not: threads, loops, order.
+Lives here: definitions, arguments, results, errors, events. Does not: threads, loops, whose turn it is.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,15 +25,17 @@ from retinue.core.errors import (
     RetinueSystemError,
     RetinueTaskError,
     format_remote_traceback,
+    safe_repr,
 )
 from retinue.core.ids import return_id
 from retinue.core.serialization import (
+    Found,
     Serialized,
     deserialize,
     is_error_blob,
     load_definition,
     serialize,
-    serialize_error,
+    serialize_error_found,
 )
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.framing import encode
@@ -40,6 +43,7 @@ from retinue.core.wire.messages import (
     REPLY_ARGUMENT_LOST,
     REPLY_CANCELLED,
     REPLY_ERROR,
+    Address,
     Call,
     Define,
     Dependency,
@@ -52,16 +56,21 @@ from retinue.core.wire.messages import (
 )
 from retinue.core.worker import context
 from retinue.core.worker.context import RunningCall
+from retinue.core.worker.order import FrameOrder
 
 logger = logging.getLogger(__name__)
 
 EVENT_RING = 10_000
 EVENT_FLUSH_S = 1.0
 _decode_dependencies = msgspec.msgpack.Decoder(list[Dependency]).decode
-_NONE_BLOB = serialize(None).to_bytes()
+# A reply's returns that are small travel in it, up to this in all: the rest goes to the store.
+INLINE_TOTAL_BYTES = 1024 * 1024
+# How long a process that ends waits for its last answers to leave it.
+ANSWERS_S = 5.0
+_OWN_FRAMES = "retinue.core.worker."
 
-# What an executor makes of one call: args, kwargs, and borrowed references to settle at its end.
-Loaded = tuple[Sequence[Any], dict[str, Any], list[bytes]]
+Loaded = tuple[Sequence[Any], dict[str, Any]]
+Send = Callable[[bytes], None]
 
 
 class ActorExit(SystemExit):
@@ -88,11 +97,16 @@ class CallRunner:
         self._last_flush = 0.0
         self.finished_calls = 0
         self._failed_calls = 0  # since the last flush
+        self._unanswered = 0  # calls that are over, and whose answers wait for other processes
+        self._unanswered_lock = threading.Lock()
+        runtime.ownership.note_borrowed = _note_borrowed
 
     # --- definitions
 
     def define(self, message: Define, payload: bytes) -> None:
         """Keep a part of a definition; it is loaded when it is first called, so that its error is the call's."""
+        if message.key in self._definitions:
+            return  # another caller's: what is loaded has state (its module's globals) that must stay
         parts = self._parts.setdefault(message.key, [None] * message.total)
         parts[message.index] = payload
         if all(p is not None for p in parts):
@@ -109,35 +123,29 @@ class CallRunner:
 
     # --- arguments
 
-    def load_args(self, call: Call, payload: bytes) -> Loaded:
+    def load_args(self, running: RunningCall, call: Call, payload: bytes) -> Loaded:
         """The call's arguments; raises what unpickling raises. Blocks while a stored one is fetched."""
         options = call.options
         stored = options.args_object if options is not None else None
         if stored is None and not payload:
-            return (), {}, []
+            return (), {}
         if stored is None:
             blob: bytes | memoryview = (
                 payload if len(payload) == call.args_size else payload[: call.args_size]
             )
         else:
             blob = self._read(stored)
-        (args, kwargs), new = self.runtime.ownership.load_in_scope(blob)
+        args, kwargs = self._load(running, blob)
         if len(payload) > call.args_size:
-            values = [self._dependency(d, new) for d in _decode_dependencies(payload[call.args_size :])]
+            values = [self._dependency(running, d) for d in _decode_dependencies(payload[call.args_size :])]
             args = [values[a.index] if type(a) is ArgSlot else a for a in args]
             kwargs = {k: values[v.index] if type(v) is ArgSlot else v for k, v in kwargs.items()}
-        return args, kwargs, new
+        return args, kwargs
 
-    def _dependency(self, dependency: Dependency, new: list[bytes]) -> Any:
-        if dependency.blob is not None:
-            blob: bytes | memoryview = dependency.blob
-        else:
-            assert dependency.stored is not None
-            blob = self._read(dependency.stored)
-        value, found = self.runtime.ownership.load_in_scope(blob)
-        new.extend(found)
-        if is_error_blob(blob):
-            raise value
+    def _load(self, running: RunningCall, blob: bytes | memoryview) -> Any:
+        value, new = self.runtime.ownership.load_in_scope(blob)
+        if new:
+            running.borrow(new)
         return value
 
     def _read(self, stored: StoredObject) -> memoryview:
@@ -148,15 +156,27 @@ class CallRunner:
         except ObjectLostError as error:
             raise ArgumentLost(stored) from error
 
+    def _dependency(self, running: RunningCall, dependency: Dependency) -> Any:
+        blob = dependency.blob
+        if blob is not None:
+            value = self._load(running, blob)
+            if is_error_blob(blob):
+                raise value
+            return value
+        stored = dependency.stored
+        assert stored is not None
+        if not stored.node_id:
+            # Small, but one of so many that its owner kept it: as if user code had fetched it.
+            return self.runtime.get([self.runtime.add_reference(stored.object_id, stored.owner)], None)[0]
+        return self._load(running, self._read(stored))
+
     # --- replies
 
-    def reply(
-        self, connection: Connection, call: Call, value: Any, exec_us: int, send: Callable[[bytes], None]
-    ) -> None:
-        """Send a call's result; large parts go to the store, references are handed over first.
+    def reply(self, connection: Connection, call: Call, value: Any, exec_us: int, send: Send) -> None:
+        """Make a call's result; large parts go to the store, references are handed over first.
 
         `send` gets the frame, at once or, where a reference's owner has to be asked, later on the I/O
-        thread. Raises what serializing raises.
+        thread. Raises what serializing and storing raise; then nothing has been sent.
         """
         if call.num_returns == 1:
             serialized = serialize(value)
@@ -177,84 +197,99 @@ class CallRunner:
         self._send_returns(connection, call, parts, exec_us, send)
 
     def _send_returns(
+        self, connection: Connection, call: Call, parts: list[Serialized], exec_us: int, send: Send
+    ) -> None:
+        infos: list[ReturnInfo] = []
+        blobs: list[bytes] = []
+        room = INLINE_TOTAL_BYTES
+        for index, part in enumerate(parts):
+            is_inline = part.size <= min(INLINE_LIMIT_BYTES, room)
+            if is_inline:
+                room -= part.size
+                blobs.append(part.to_bytes())
+            node_id = b"" if is_inline else self._store(return_id(call.task_id, index), part)
+            infos.append(ReturnInfo(part.size, node_id))
+        self._hand_over(
+            connection,
+            [part.found for part in parts],
+            lambda refs: send(encode(Reply(call.task_id, 0, exec_us, _with_refs(infos, refs)), b"".join(blobs))),
+        )
+
+    def _store(self, object_id: bytes, part: Serialized) -> bytes:
+        self.runtime.store.write(object_id, part)
+        return self.runtime.node_id
+
+    def _hand_over(
         self,
         connection: Connection,
-        call: Call,
-        parts: list[Serialized],
-        exec_us: int,
-        send: Callable[[bytes], None],
+        found: Sequence[Sequence[tuple[bytes, Address | None]]],
+        then: Callable[[list[list[RefCount]]], None],
     ) -> None:
-        infos: list[ReturnInfo | None] = [None] * len(parts)
-        payload = b"".join([b"" if p.size > INLINE_LIMIT_BYTES else p.to_bytes() for p in parts])
-        left = [len(parts)]
-
-        def returned(index: int) -> Callable[[ReturnInfo], None]:
-            def keep(info: ReturnInfo) -> None:
-                infos[index] = info
-                left[0] -= 1
-                if left[0] == 0:
-                    send(
-                        encode(Reply(call.task_id, 0, exec_us, [i for i in infos if i is not None]), payload)
-                    )
-
-            return keep
-
-        for index, part in enumerate(parts):
-            self._one_return(connection, return_id(call.task_id, index), part, returned(index))
-
-    def _one_return(
-        self, connection: Connection, object_id: bytes, part: Serialized, then: Callable[[ReturnInfo], None]
-    ) -> None:
-        """Put a large return into the store and hand its references over; `then` gets its description."""
-        node_id = b""
-        if part.size > INLINE_LIMIT_BYTES:
-            self.runtime.store.write(object_id, part)
-            node_id = self.runtime.node_id
-        if not part.found:
-            then(ReturnInfo(part.size, node_id))
+        """Have the receiver counted for the references inside each part; `then` gets how to name them."""
+        everything = [f for part in found for f in part]
+        if not everything:
+            then([[] for _ in found])
             return
         assert connection.hello is not None
         # The references must outlive this call until they are counted for the receiver.
         with self.runtime.lock:
-            for ref_id, owner in part.found:
+            for ref_id, owner in everything:
                 self.runtime.table.use(ref_id, owner)
 
         def handed(refs: list[RefCount]) -> None:
-            then(ReturnInfo(part.size, node_id, False, refs))
+            left = iter(refs)
+            then([[next(left) for _ in part] for part in found])
             with self.runtime.lock:
-                self.runtime.table.unuse_all([i for i, _ in part.found])
+                self.runtime.table.unuse_all([i for i, _ in everything])
             self.runtime.after_unlock()
 
-        self.runtime.ownership.hand_over(part.found, connection.hello.sender, handed)
+        self.runtime.ownership.hand_over(everything, connection.hello.sender, self._later(handed))
 
     def stream_item(
-        self, connection: Connection, call: Call, index: int, value: Any, send: Callable[[bytes], None]
+        self, connection: Connection, call: Call, index: int, value: Any, order: FrameOrder
     ) -> None:
-        """Send one item of a streaming generator."""
+        """Send one item of a streaming generator, in its turn."""
         part = serialize(value)
-        object_id = return_id(call.task_id, index + 1)
-        payload = b"" if part.size > INLINE_LIMIT_BYTES else part.to_bytes()
-        self._one_return(
+        is_inline = part.size <= INLINE_LIMIT_BYTES
+        payload = part.to_bytes() if is_inline else b""
+        node_id = b"" if is_inline else self._store(return_id(call.task_id, index + 1), part)
+        if not part.found:
+            order.send(encode(StreamItem(call.task_id, index, ReturnInfo(part.size, node_id)), payload))
+            return
+        fill = order.reserve()
+        self._hand_over(
             connection,
-            object_id,
-            part,
-            lambda info: send(encode(StreamItem(call.task_id, index, info), payload)),
+            [part.found],
+            lambda refs: fill(
+                encode(StreamItem(call.task_id, index, ReturnInfo(part.size, node_id, False, refs[0])), payload)
+            ),
         )
 
-    def error_reply(self, call: Call, error: BaseException, exec_us: int = 0) -> bytes:
-        """The frame that tells the caller what user code raised, or that it could not be called."""
-        if isinstance(error, ArgumentLost):
-            return encode(
-                Reply(call.task_id, REPLY_ARGUMENT_LOST, exec_us), error.stored.object_id + error.stored.node_id
-            )
-        return encode(Reply(call.task_id, REPLY_ERROR, exec_us), self.error_blob(call, error))
+    def reply_error(
+        self, connection: Connection, call: Call, error: BaseException, exec_us: int, send: Send
+    ) -> None:
+        """Make the frame that tells the caller what user code raised, or that it could not be called.
 
-    def error_blob(self, call: Call, error: BaseException) -> bytes:
-        name = self.name_of(call)
+        `send` gets it as with `reply`.
+        """
+        if isinstance(error, ArgumentLost):
+            lost = error.stored.object_id + error.stored.node_id
+            send(encode(Reply(call.task_id, REPLY_ARGUMENT_LOST, exec_us), lost))
+            return
+        blob, found = self.error_blob(call, error)
+
+        def handed(refs: list[list[RefCount]]) -> None:
+            returns = [ReturnInfo(len(blob), b"", True, refs[0])] if refs[0] else None
+            send(encode(Reply(call.task_id, REPLY_ERROR, exec_us, returns), blob))
+
+        self._hand_over(connection, [found], handed)
+
+    def error_blob(self, call: Call, error: BaseException) -> tuple[bytes, Found]:
+        """What the caller's `get` raises, and the references inside it. Forgets the error's frames."""
         if isinstance(error, RetinueError) and not isinstance(error, RetinueTaskError):
-            return serialize_error(error)
-        # One frame of ours stands between the caller and user code.
-        text = format_remote_traceback(error, skip_frames=1)
+            forget_frames(error)
+            return serialize_error_found(error)
+        text = remote_traceback(error)
         if isinstance(error, RetinueTaskError):
             cause: BaseException | None = error.cause
             text = (
@@ -262,16 +297,52 @@ class CallRunner:
             )
         else:
             cause = error
-        actor = (
-            repr(context.facts.actor)
-            if context.facts is not None and context.facts.actor is not None
-            else None
-        )
-        _forget_frames(cause)
+        facts = context.facts
+        actor = safe_repr(facts.actor) if facts is not None and facts.actor is not None else None
+        forget_frames(error)
         wrapped = RetinueTaskError(
-            name, text, cause, os.getpid(), context.facts.node_ip if context.facts else "", actor, repr(cause)
+            self.name_of(call),
+            text,
+            cause,
+            os.getpid(),
+            facts.node_ip if facts is not None else "",
+            actor,
+            safe_repr(cause),
         )
-        return serialize_error(wrapped)
+        return serialize_error_found(wrapped)
+
+    # --- answers that leave
+
+    def conclude(self, running: RunningCall, frame: bytes, send: Send) -> None:
+        """Send a call's last frame: behind its items, and once owners count us for what we keep of its.
+
+        The caller holds what it passed only until this frame arrives.
+        """
+        if running.order is not None:
+            send = running.order.reserve()
+        held = self.runtime.ownership.uncounted(running.borrowed) if running.borrowed else []
+        if held:
+            self.runtime.ownership.register(held, self._later(lambda: send(frame)))
+        else:
+            send(frame)
+
+    def _later(self, then: Callable[..., None]) -> Callable[..., None]:
+        """Count what waits for another process, until it was carried out."""
+        with self._unanswered_lock:
+            self._unanswered += 1
+
+        def carry_out(*args: Any) -> None:
+            try:
+                then(*args)
+            finally:
+                with self._unanswered_lock:
+                    self._unanswered -= 1
+
+        return carry_out
+
+    def has_unanswered(self) -> bool:
+        """Whether a call is over whose answer waits for another process."""
+        return self._unanswered > 0
 
     @staticmethod
     def cancelled_reply(call: Call) -> bytes:
@@ -287,19 +358,9 @@ class CallRunner:
         if type(function) is bytes:
             try:
                 function = self.function(call.target)
-            except Exception:  # noqa: BLE001 - it is raised again, as the call's own error, where it is called
+            except BaseException:
                 function = None
         return getattr(function, "__qualname__", "") or "unknown"
-
-    # --- borrowed references
-
-    def settle(self, new: list[bytes], then: Callable[[], None]) -> None:
-        """Before a call's reply: have owners count us for references from its arguments that we keep."""
-        held = self.runtime.ownership.uncounted(new) if new else []
-        if held:
-            self.runtime.ownership.register(held, then)
-        else:
-            then()
 
     # --- events
 
@@ -340,11 +401,40 @@ def now_s() -> float:
     return time.time()
 
 
-def _forget_frames(error: BaseException | None) -> None:
+def remote_traceback(error: BaseException) -> str:
+    """The traceback from user code on: what ran it is of no use to who reads it."""
+    own = 0
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(_OWN_FRAMES):
+        own += 1
+        tb = tb.tb_next
+    return format_remote_traceback(error, skip_frames=own)
+
+
+def forget_frames(error: BaseException | None) -> None:
     """Drop the traceback objects: they hold the frames, and with them every argument."""
-    while error is not None:
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue  # `raise e from e` makes a circle
+        seen.add(id(error))
         error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+        left += (error.__cause__, error.__context__)
+
+
+def _with_refs(infos: list[ReturnInfo], refs: list[list[RefCount]]) -> list[ReturnInfo]:
+    return [
+        ReturnInfo(info.size, info.node_id, False, contained) if contained else info
+        for info, contained in zip(infos, refs, strict=True)
+    ]
+
+
+def _note_borrowed(object_ids: list[bytes]) -> None:
+    running = context.running.get()
+    if running is not None:
+        running.borrow(object_ids)
 
 
 __all__ = ["ActorExit", "CallRunner", "deserialize", "is_generator", "references"]

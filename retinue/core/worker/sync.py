@@ -11,6 +11,7 @@ threaded and async actors.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import select
@@ -18,6 +19,8 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from retinue.core.client.runtime import Runtime, WaitHook
@@ -39,14 +42,18 @@ from retinue.core.wire.messages import (
     WorkerExit,
 )
 from retinue.core.worker import context
-from retinue.core.worker.running import ActorExit, CallRunner, is_generator
+from retinue.core.worker.order import FrameOrder
+from retinue.core.worker.running import ActorExit, CallRunner, forget_frames, is_generator
 
 logger = logging.getLogger(__name__)
 
 HAND_BACK_S = 0.002
 BUSY_TICK_S = 0.002
 LINGER_S = 0.05
-FLUSH_BYTES = 64 * 1024
+CONSUMER_CHECK_S = 1.0
+_OWN_MODULES = "retinue.core."
+
+EXIT = "exit"
 
 Item = tuple[Connection, Any, bytes]
 
@@ -69,9 +76,6 @@ class SyncExecutor(WaitHook):
         self._replies: dict[Connection, list[bytes]] = {}
         self._flush_lock = threading.Lock()
         self._started_at = 0.0  # monotonic; 0 while nothing runs
-        self._in_user_code = False
-        self._running_id = b""
-        self._interrupting = b""
         self._cancelled: dict[bytes, None] = {}
         self._blocked = 0
         self._seen_calls = 0
@@ -88,14 +92,26 @@ class SyncExecutor(WaitHook):
     def adopt(self, connection: Connection) -> None:
         """A caller connected."""
         connection.on_message = self._on_message
+        connection.on_closing = self._closing
         connection.on_close = self._closed
         self._connections[connection.fd] = connection
         self.epoll.register(connection.fd, select.EPOLLIN)
         self.runtime.io.post(self.wake)
 
+    def _closing(self, connection: Connection) -> None:
+        # While the descriptor is open: a child that user code forked may keep it so, and readable.
+        if self._connections.get(connection.fd) is connection:
+            del self._connections[connection.fd]
+            self.epoll.unregister(connection.fd)
+
     def _closed(self, connection: Connection) -> None:
-        self._connections.pop(connection.fd, None)
-        self._replies.pop(connection, None)
+        with self._flush_lock:
+            self._replies.pop(connection, None)
+        with self._credit:
+            self._credit.notify_all()
+
+    def connections(self) -> list[Connection]:
+        return list(self._connections.values())
 
     def wake(self) -> None:
         os.eventfd_write(self._event, 1)
@@ -121,6 +137,7 @@ class SyncExecutor(WaitHook):
         if not started:
             # Staying awake between the calls of a busy caller saves a wake-up for each of them.
             return BUSY_TICK_S if now < self._busy_until else 0.25
+        self._repeat_interrupt()
         if self._replies:
             self.flush()
         if self.facts.actor_spec is None and now - started > HAND_BACK_S:
@@ -155,17 +172,16 @@ class SyncExecutor(WaitHook):
     def cancel(self, message: CancelCall) -> None:
         """Drop a call that waits, interrupt one that runs (tasks only), with `force` end the process."""
         task_id = message.task_id
-        if message.force and self._running_id == task_id:
-            os.kill(os.getpid(), signal.SIGKILL)
+        # First the note, then the look: the main thread does it the other way round.
         self._cancelled[task_id] = None
         if len(self._cancelled) > 10_000:
             self._cancelled.pop(next(iter(self._cancelled)))
         running = self.running
         if running is not None and running.task_id == task_id:
+            if message.force:
+                os.kill(os.getpid(), signal.SIGKILL)
             running.is_cancelled = True
-            if self.facts.actor_spec is None:
-                self._interrupting = task_id
-                signal.pthread_kill(self._main_thread, signal.SIGINT)
+            self._repeat_interrupt()
         with self._credit:
             self._credit.notify_all()
         if message.recursive:
@@ -181,13 +197,32 @@ class SyncExecutor(WaitHook):
     # --- the main thread
 
     def install_interrupts(self) -> None:
-        """SIGINT raises KeyboardInterrupt only in the very task that is to be cancelled."""
+        """SIGINT raises KeyboardInterrupt only in the very task that is to be cancelled, and in its own code."""
         self._main_thread = threading.get_ident()
         signal.signal(signal.SIGINT, self._on_interrupt)
 
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        if self._in_user_code and self._running_id == self._interrupting:
-            self._interrupting = b""
+    def _is_to_interrupt(self) -> context.RunningCall | None:
+        running = self.running
+        if running is None or not running.is_cancelled or running.was_interrupted:
+            return None
+        return running if self.facts.actor_spec is None else None
+
+    def _repeat_interrupt(self) -> None:
+        """On the I/O thread, each tick: a signal that met the runtime's own code did nothing."""
+        if self._is_to_interrupt() is not None:
+            signal.pthread_kill(self._main_thread, signal.SIGINT)
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        running = self._is_to_interrupt()
+        if running is not None and is_user_code(frame):
+            running.was_interrupted = True
+            raise KeyboardInterrupt
+
+    def check_interrupted(self) -> None:
+        """Where the runtime waits for user code: the place in it at which an interrupt does no harm."""
+        running = self._is_to_interrupt()
+        if running is not None:
+            running.was_interrupted = True
             raise KeyboardInterrupt
 
     def run(self) -> Any:
@@ -257,86 +292,94 @@ class SyncExecutor(WaitHook):
     def execute(self, connection: Connection, call: Call, payload: bytes) -> None:
         """Run one call and have its reply sent, whatever happens."""
         task_id = call.task_id
-        if task_id in self._cancelled:
-            self.send(connection, self.runner.cancelled_reply(call))
-            return
         if call.incarnation != self.facts.incarnation:
             self.send(connection, encode(Reply(task_id, REPLY_REFUSED)))
             return
-        self._running_id = task_id
         begin = self._started_at = time.monotonic()
         if self.runtime.io.is_sleeping:
             self.runtime.io.wake_if_sleeping()
-        ctx = self.runtime.context
-        ctx.task_id = task_id
-        ctx.puts = 0
+        running = self.running = self.runner.started(call, begin)
+        self._enter(running)
         failed = ""
         try:
-            value, new = self._call(connection, call, payload)
-            self._answer(connection, call, value, int((time.monotonic() - begin) * 1e6), new)
+            value = self._call(connection, running, call, payload)
+            self._answer(connection, running, call, value, int((time.monotonic() - begin) * 1e6))
         except ActorExit as error:
             self._leave(str(error))
         except BaseException as error:
             failed = type(error).__name__
-            self._fail(connection, call, error, int((time.monotonic() - begin) * 1e6))
+            self._fail(connection, running, call, error, int((time.monotonic() - begin) * 1e6))
         finally:
-            running, self.running = self.running, None
-            self._running_id = b""
+            self.running = None
             self._started_at = 0.0
-            name = running.name if running is not None else call.method
-            ended = time.monotonic()
-            self.runner.finished(task_id, name, begin, ended, failed)
+            self.runner.finished(task_id, running.name, begin, time.monotonic(), failed)
 
-    def _call(self, connection: Connection, call: Call, payload: bytes) -> tuple[Any, list[bytes]]:
-        """Run user code; its arguments are gone when this returns, unless user code kept them."""
-        running = self.running = self.runner.started(call, self._started_at)
+    def _enter(self, running: context.RunningCall) -> None:
+        """Make this thread's context that of the call."""
         context.running.set(running)
-        function = self.target(call)
-        new: list[bytes] = []
-        options = call.options
-        try:
-            if payload or options is not None:
-                args, kwargs, new = self.runner.load_args(call, payload)
-                self._in_user_code = True
-                value = function(*args, **kwargs)
-                if options is not None and options.streaming:
-                    self._stream(connection, call, value)
-                    value = None
-            else:
-                self._in_user_code = True
-                value = function()
-        finally:
-            self._in_user_code = False
-        return value, new
+        ctx = self.runtime.context
+        ctx.task_id = running.task_id
+        ctx.puts = 0
+        # Another attempt makes other objects: those of the first may still be held.
+        ctx.put_task_id = running.task_id if not running.attempt else self.runtime.ids.task_id()
 
-    def _answer(self, connection: Connection, call: Call, value: Any, exec_us: int, new: list[bytes]) -> None:
-        if not new:
-            self.runner.reply(
-                connection, call, value, exec_us, lambda frame: self._send_now(connection, frame)
-            )
-        else:
-            self.runner.reply(
-                connection,
-                call,
-                value,
-                exec_us,
-                lambda frame: self.runner.settle(new, lambda: self._send_now(connection, frame)),
-            )
+    def _call(
+        self, connection: Connection, running: context.RunningCall, call: Call, payload: bytes
+    ) -> Any:
+        """Run user code; its arguments are gone when this returns, unless user code kept them."""
+        if self._cancelled and call.task_id in self._cancelled:
+            running.is_cancelled = running.was_interrupted = True
+            raise KeyboardInterrupt
+        function = self.target(call)
+        options = call.options
+        if not payload and options is None:
+            return function()
+        args, kwargs = self.runner.load_args(running, call, payload)
+        if running.is_cancelled:
+            running.was_interrupted = True
+            raise KeyboardInterrupt  # meanwhile
+        value = function(*args, **kwargs)
+        if options is not None and options.streaming:
+            self._stream(connection, running, call, value)
+            value = None
+        return value
+
+    def _answer(
+        self, connection: Connection, running: context.RunningCall, call: Call, value: Any, exec_us: int
+    ) -> None:
+        self.runner.reply(connection, call, value, exec_us, self._last_frame(connection, running))
         if call.options is not None and call.options.max_calls:
             self._calls_left(call)
 
-    def _send_now(self, connection: Connection, frame: bytes) -> None:
-        if threading.get_ident() == self._main_thread:
-            self.send(connection, frame)
+    def _fail(
+        self,
+        connection: Connection,
+        running: context.RunningCall,
+        call: Call,
+        error: BaseException,
+        exec_us: int,
+    ) -> None:
+        send = self._last_frame(connection, running)
+        if isinstance(error, KeyboardInterrupt) and running.is_cancelled:
+            forget_frames(error)
+            send(self.runner.cancelled_reply(call))
         else:
-            connection.send_frame(frame)
+            self.runner.reply_error(connection, call, error, exec_us, send)
 
-    def _fail(self, connection: Connection, call: Call, error: BaseException, exec_us: int) -> None:
-        is_cancelled = self.running is not None and self.running.is_cancelled
-        if isinstance(error, KeyboardInterrupt) and is_cancelled:
-            self.send(connection, self.runner.cancelled_reply(call))
-            return
-        self.send(connection, self.runner.error_reply(call, error, exec_us))
+    def _last_frame(self, connection: Connection, running: context.RunningCall) -> Callable[[bytes], None]:
+        """What sends a call's last frame, on whichever thread learns that it may go."""
+        return functools.partial(self._conclude, connection, running)
+
+    def _conclude(self, connection: Connection, running: context.RunningCall, frame: bytes) -> None:
+        if running.borrowed is None and running.order is None:
+            self._send_now(connection, frame)
+        else:
+            self.runner.conclude(running, frame, functools.partial(self._send_now, connection))
+
+    def _send_now(self, connection: Connection, frame: bytes) -> None:
+        self.send(connection, frame)
+        if threading.get_ident() != self._main_thread:
+            self.flush()
 
     def _calls_left(self, call: Call) -> None:
         """After `max_calls` runs of a function its worker ends, so that what it leaks goes with it."""
@@ -359,7 +402,9 @@ class SyncExecutor(WaitHook):
 
     # --- streaming
 
-    def _stream(self, connection: Connection, call: Call, value: Any) -> None:
+    def _stream(
+        self, connection: Connection, running: context.RunningCall, call: Call, value: Any
+    ) -> None:
         """Send a generator's items as they come, pausing while the consumer is behind."""
         if not is_generator(value):
             raise TypeError(
@@ -367,19 +412,24 @@ class SyncExecutor(WaitHook):
             )
         assert call.options is not None
         limit = call.options.stream_backpressure
+        order = running.order = FrameOrder(functools.partial(self._send_now, connection))
         index = 0
+        checked = time.monotonic()
         try:
             for item in value:
-                self.runner.stream_item(
-                    connection, call, index, item, lambda f: self._send_now(connection, f)
-                )
+                self.runner.stream_item(connection, call, index, item, order)
                 del item
                 index += 1
                 self.flush()
                 if limit > 0:
-                    self._await_credit(call.task_id, index, limit)
+                    self._await_credit(connection, call.task_id, index, limit)
                 if call.task_id in self._cancelled:
+                    running.is_cancelled = running.was_interrupted = True
                     raise KeyboardInterrupt
+                now = time.monotonic()
+                if now - checked > CONSUMER_CHECK_S:
+                    checked = now
+                    self._check_consumer(connection)
         except BaseException:
             close = getattr(value, "close", None)
             if close is not None:
@@ -388,10 +438,22 @@ class SyncExecutor(WaitHook):
         finally:
             self._credits.pop(call.task_id, None)
 
-    def _await_credit(self, task_id: bytes, sent: int, limit: int) -> None:
+    def _await_credit(self, connection: Connection, task_id: bytes, sent: int, limit: int) -> None:
         with self._credit:
             while sent - self._credits.get(task_id, 0) >= limit and task_id not in self._cancelled:
-                self._credit.wait()
+                if not self._credit.wait(CONSUMER_CHECK_S):
+                    self._check_consumer(connection)
+
+    @staticmethod
+    def _check_consumer(connection: Connection) -> None:
+        """Nobody reads the connection while user code runs, so its end is looked for without reading."""
+        gone = connection.is_closed
+        if not gone:
+            poll = select.poll()
+            poll.register(connection.fd, select.POLLRDHUP)
+            gone = bool(poll.poll(0))
+        if gone:
+            raise ConnectionError("the process that consumed this stream is gone")
 
     # --- WaitHook: the running call waits for something
 
@@ -412,4 +474,17 @@ class SyncExecutor(WaitHook):
             self.runtime.agent.send(Unblocked())
 
 
-EXIT = "exit"
+def is_user_code(frame: FrameType | None) -> bool:
+    """Whether an exception raised in this frame begins in user code, and not within a call of ours.
+
+    Also what user code called is its own (time.sleep's frame is the caller's); what the runtime called
+    (pickle, a lock, a `__reduce__` of the user's) is not: half of its work may be done.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_OWN_MODULES):
+            return frame.f_code in _CALL_SITES
+        frame = frame.f_back
+    return False
+
+
+_CALL_SITES = (SyncExecutor._call.__code__, SyncExecutor._stream.__code__)
