@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import retinue
+from retinue.core.admin.ask import Asker, find_target
 
 MIB = 1 << 20
 
@@ -110,3 +114,45 @@ def test_bytes_strings_and_odd_arrays_arrive_as_they_were() -> None:
     for value in values:
         found = retinue.get(retinue.put(value))
         assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value
+
+
+def is_stored(object_id: str) -> bool:
+    answers = Asker(find_target(), timeout_s=20).ask_nodes("objects").answers
+    return any(info["object_id"] == object_id for answer in answers for info in answer.document)
+
+
+def wait_freed(object_id: str) -> float:
+    """How long it takes until no node has the object."""
+    started = time.monotonic()
+    while is_stored(object_id):
+        assert time.monotonic() < started + 20, "it is never freed"
+    return time.monotonic() - started
+
+
+def count_in_python(_: int) -> None:
+    for _ in range(200_000):
+        pass
+
+
+def count_in_c(count: int) -> None:
+    sum(range(count))  # holds the interpreter's lock until it is done
+
+
+@pytest.mark.parametrize("compute", [None, count_in_python, count_in_c])
+def test_a_dropped_reference_frees_memory_within_a_second(compute: Callable[[int], None] | None) -> None:
+    is_stored("")  # nothing of this process's is alive: its I/O thread sleeps
+    ref = retinue.put(np.ones(4 * MIB, dtype=np.uint8))
+    object_id = ref.hex()
+    assert is_stored(object_id)
+    with ThreadPoolExecutor(1) as pool:
+        del ref
+        freed = pool.submit(wait_freed, object_id)
+        while compute is not None and not freed.done():
+            compute(3_000_000)
+        assert freed.result() < 1.0
+
+
+def test_the_room_of_a_dropped_object_is_used_for_the_next() -> None:
+    array = np.ones(8 * MIB, dtype=np.uint8)
+    places = {retinue.get(retinue.put(array)).__array_interface__["data"][0] for _ in range(20)}
+    assert len(places) < 3

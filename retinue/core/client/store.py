@@ -48,6 +48,7 @@ class StoreClient:
         self._arena_path = ""
         self._arena: Arena | None = None
         self._lock = threading.Lock()
+        self._unpin_lock = threading.Lock()
         self._cursor = SlabCursor()
         self._slabs: dict[int, tuple[int, memoryview]] = {}  # offset -> size, writable view
         self._released: deque[int] = deque()  # keys of pins whose last view is gone
@@ -82,6 +83,7 @@ class StoreClient:
         """Write a value's blob and seal it. Raises ObjectStoreFullError, naming the largest holders."""
         size = serialized.size
         if is_single(size):
+            self._give_back()
             granted, _ = self._agent().call(CreateObject(0, object_id, size), on_abandoned=self._not_needed)
             self._write_granted(object_id, serialized, granted)
             return
@@ -92,6 +94,7 @@ class StoreClient:
                     start, view = next((o, v) for o, (n, v) in self._slabs.items() if o <= offset < o + n)
                     break
                 wanted = self._cursor.slab_size(size)
+            self._give_back()
             granted, _ = self._agent().call(SlabRequest(0, wanted, size), on_abandoned=self._not_needed)
             if not granted.is_slab:
                 self._write_granted(object_id, serialized, granted)
@@ -105,6 +108,11 @@ class StoreClient:
             with self._lock:
                 closed = self._cursor.finished(offset)
                 self._close_slabs(closed)
+
+    def _give_back(self) -> None:
+        """Say first what is not needed any more: its room is warm (a copy into it is ten times as fast)."""
+        self._runtime.drain_dropped()
+        self._unpin()
 
     def _use_slab(self, granted: SpaceGranted) -> None:
         view = self.arena().map_writable(granted.key, granted.size, is_warm=granted.is_warm)
@@ -202,12 +210,17 @@ class StoreClient:
 
     def tick(self, now: float) -> None:
         """Tell the agent about pins that ended."""
+        self._unpin()
+
+    def _unpin(self) -> None:
         released = self._released
         agent = self._runtime.agent
         if not released or agent is None or agent.is_closed:
             return
-        counts = Counter(released.popleft() for _ in range(len(released)))
-        agent.send(Unpin(list(counts.items())))
+        with self._unpin_lock:  # the I/O thread and one that writes
+            counts = Counter(released.popleft() for _ in range(len(released)))
+            if counts:
+                agent.send(Unpin(list(counts.items())))
 
     def close(self) -> None:
         """Close the descriptor. Views that the user still holds stay valid."""

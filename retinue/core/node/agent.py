@@ -31,6 +31,7 @@ from retinue.core.node.spawner import Spawner
 from retinue.core.node.store import StoreRoom
 from retinue.core.node.zygote import WORKER_MODULE
 from retinue.core.node.zygote_start import ZygoteProcess, home_of
+from retinue.core.objects.spill import MIN_FREE_SHARE
 from retinue.core.scheduling.leases import LeaseTable
 from retinue.core.scheduling.policies import NodeView
 from retinue.core.scheduling.resources import CPU, MEMORY, UNIT, NodeResources, to_floats
@@ -85,7 +86,10 @@ class Agent:
         self.cluster = Cluster(config, make_registration=self._registration, make_report=self._node_report)
         self.actors = ActorRoom(self.leasing, self.processes, self.cluster.tell_head)
         self.store = StoreRoom(
-            budget_bytes=store_bytes(config), node_dir=config.node_dir, spill_dir=config.spill_dir
+            budget_bytes=store_bytes(config),
+            node_dir=config.node_dir,
+            spill_dir=config.spill_dir,
+            disk_reserve=float(knobs.get("disk_reserve", MIN_FREE_SHARE)),
         )
         self.pulling = Pulling(config, self.store, rng=rng)
         self.logs = LogFollower(self._show_lines)

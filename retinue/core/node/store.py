@@ -18,7 +18,7 @@ from pathlib import Path
 from retinue.core.objects import decisions as d
 from retinue.core.objects.arena import Arena
 from retinue.core.objects.keeper import Keeper, KeeperJob
-from retinue.core.objects.spill import SpillJob, SpillThread
+from retinue.core.objects.spill import MIN_FREE_SHARE, SpillJob, SpillThread
 from retinue.core.objects.store import ObjectStore, StoreProtocolError
 from retinue.core.transport import endpoints
 from retinue.core.transport.loop import LoopConnection
@@ -49,7 +49,10 @@ OwnPin = d.Located | d.LocatedInFile | d.GetFailed
 class StoreRoom:
     """Build, set the callbacks, `run`, `close`. Client ids are worker ids."""
 
-    def __init__(self, *, budget_bytes: int, node_dir: str, spill_dir: str) -> None:
+    def __init__(
+        self, *, budget_bytes: int, node_dir: str, spill_dir: str, disk_reserve: float = MIN_FREE_SHARE
+    ) -> None:
+        """`spill_dir`: a folder that other nodes may use too; "" is `node_dir`. `disk_reserve`: see there."""
         self.name_of: Callable[[bytes], str] = lambda worker_id: worker_id.hex()[:12]
         self.on_wanted: Callable[[PinObject], None] = lambda message: None
         self.on_gone: Callable[[bytes], None] = lambda object_id: None  # this node has it no more
@@ -59,11 +62,11 @@ class StoreRoom:
         self.arena = Arena.create(self.books.budget_bytes)
         self.arena_path = os.path.join(node_dir, "arena.sock")
         self._listener = endpoints.listen_unix(self.arena_path)
-        self._spill_dir = Path(spill_dir or os.path.join(node_dir, "spill"))
+        self._spill_dir = Path(spill_dir or node_dir, f"spill-{os.path.basename(node_dir)}")
         self._spill_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._loop = asyncio.get_running_loop()
         self._keeper = Keeper(self.arena, self._finished)
-        self._spiller = SpillThread(self._spill_dir, self.arena, self._finished)
+        self._spiller = SpillThread(self._spill_dir, self.arena, self._finished, min_free_share=disk_reserve)
         self._connections: dict[bytes, LoopConnection] = {}
         self._pins: dict[bytes, dict[tuple[bytes, int], PinObject]] = {}  # unanswered, by object
         self._timer: asyncio.TimerHandle | None = None

@@ -104,7 +104,7 @@ class Nodes:
         self.to_close: list[BlockingClient] = []
 
     def add(self, *, cpus: float = 2, **options: Any) -> AgentProcess:
-        knobs = {"prestart": "0"}
+        knobs = {"prestart": "0", **options.pop("system_config", {})}
         options.setdefault("object_store_memory", 64 << 20)
         return self.cluster.start_agent(NodeOptions(num_cpus=cpus, system_config=knobs, **options))
 

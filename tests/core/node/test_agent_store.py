@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,30 @@ def test_a_client_that_contradicts_the_books_is_ended_and_no_other(nodes: Nodes)
     assert read(other, pin(other, name, MIB)) == data
     workers = {worker["worker_id"] for worker in other.ask("workers") if worker["is_alive"]}
     assert liar.address.worker_id.hex() not in workers
+
+
+def test_a_store_full_of_pins_goes_on_in_files(nodes: Nodes) -> None:
+    nodes.add(object_store_memory=16 * MIB)
+    driver = nodes.driver()
+    pins = []
+    for i in range(6):  # twice what the store can hold
+        name = put(driver, bytes([i]) * (5 * MIB))
+        pins.append(pin(driver, name, 5 * MIB))
+    assert [read(driver, pinned)[:1] for pinned in pins] == [bytes([i]) for i in range(6)]
+    assert sum(bool(pinned.path) for pinned in pins) == 3
+
+
+def test_a_put_is_refused_only_when_the_disk_is_full_too(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(object_store_memory=16 * MIB, spill_dir=str(tmp_path), system_config={"disk_reserve": "1"})
+    driver = nodes.driver()
+    names = [put(driver, bytes([i]) * (5 * MIB)) for i in range(3)]
+    pins = [pin(driver, name, 5 * MIB) for name in names]
+    with pytest.raises(ObjectStoreFullError, match=r"15 MiB.*driver") as failure:
+        put(driver, b"x" * (5 * MIB))
+    assert str(os.getpid()) in str(failure.value)
+    driver.client.send(Unpin([(pins[0].key, 1)]))
+    driver.client.send(FreeObjects([names[0]]))
+    assert read(driver, pin(driver, put(driver, b"y" * (5 * MIB)), 5 * MIB)) == b"y" * (5 * MIB)
 
 
 def _alive(nodes: Nodes) -> int:
