@@ -259,11 +259,11 @@ class OwnershipService:
         if type(response) is Located:
             with runtime.lock:
                 if response.state == STORED:
-                    waiters = self._table.resolve(
+                    waiters = self._table.located(
                         object_id, STORED, size=response.size, nodes=tuple(response.nodes)
                     )
                 else:
-                    waiters = self._table.resolve(object_id, response.state, blob=body)
+                    waiters = self._table.located(object_id, response.state, blob=body)
             for wake in waiters:
                 wake()
         elif response.kind == "ConnectionError":

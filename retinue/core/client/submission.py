@@ -673,6 +673,8 @@ class TaskSubmitter:
             return False
         if wanted is not True and not self._is_instance(blob, wanted):
             return False
+        if task.is_cancelled:
+            return False  # meanwhile: the lock was free
         self._count_attempt(task)
         if task.function is None:
             task.pool.retry(task)

@@ -148,9 +148,13 @@ class Connection:
                 self._send_gathered()
 
     def _send_gathered(self) -> None:
-        frame = b"".join(self.gathered)
-        self.gathered.clear()
-        self._send(frame)
+        try:
+            frame = b"".join(self.gathered)
+            self.gathered.clear()
+            self._send(frame)
+        except BaseException:
+            self.sock.shutdown(socket.SHUT_RDWR)  # interrupted: calls may be missing from the stream
+            raise
 
     def _send(self, frame: bytes) -> None:
         """With `send_lock`."""
@@ -227,21 +231,19 @@ class Connection:
 
         For a thread that waits for an answer on it; `is_wanted` is asked once it is ours.
         """
-        is_ours = False
-        try:
-            is_ours = self.read_lock.acquire(blocking=False)
-            if not is_ours:
-                return False
+        if self.read_lock.locked():
+            return False
+        # `with`, as nothing can come between taking the lock and the promise to give it back; who takes it
+        # between the look and here keeps it for RECHECK_S at most.
+        with self.read_lock:
             if not self.is_closed and is_wanted():
                 if limit_s >= RECHECK_S:
                     self.receive(wait=True)
-                elif self.wait_readable(limit_s):
+                elif self.interrupted or self.wait_readable(limit_s):
                     self.receive(wait=False)
-            return True
-        finally:
-            if is_ours:
-                self.read_lock.release()
-                self._promote()
+        if self.sleepers:
+            self._promote()
+        return True
 
     def _promote(self) -> None:
         """Somebody else waits for an answer on this connection: he reads now."""
