@@ -1,7 +1,9 @@
 """Kill -9 of the head, and of nodes, as users see it."""
 
 import os
+import random
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,10 @@ import pytest
 import retinue
 from retinue.cluster_utils import Cluster
 from retinue.core import session as sessions
+from retinue.core.launch import HeadSupervisor
+from retinue.core.transport.blocking import BlockingClient
+from retinue.core.wire.messages import ListJobs
+from retinue.exceptions import ActorDiedError
 
 
 @pytest.fixture
@@ -111,3 +117,97 @@ def test_a_detached_actor_outlives_its_driver_and_the_head(cluster: Cluster) -> 
     kill_head(cluster)
     cluster.connect(namespace="ns")
     assert retinue.get(retinue.get_actor("gate").wait.remote(), timeout=30) == 1
+
+
+@retinue.remote(num_cpus=0)
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def head_pid(cluster: Cluster) -> int:
+    head = cluster._started().head
+    assert head is not None
+    return head.pid
+
+
+def test_it_is_back_within_a_second(cluster: Cluster) -> None:
+    counter: Any = Counter.options(name="counter").remote()
+    retinue.get(counter.add.remote(), timeout=30)
+    first = head_pid(cluster)
+    kill_head(cluster)
+    started = time.monotonic()
+    assert retinue.get(retinue.get_actor("counter").add.remote(), timeout=30) == 2
+    assert time.monotonic() - started < 1.0
+    assert head_pid(cluster) != first
+
+
+def test_tasks_and_calls_do_not_notice(cluster: Cluster) -> None:
+    """Neither those that run nor those that are made while no head is there."""
+
+    @retinue.remote
+    def square(x: int) -> int:
+        return x * x
+
+    counter: Any = Counter.remote()
+    assert retinue.get([counter.add.remote(), square.remote(2)], timeout=30) == [1, 4]
+    supervisor = cluster._started()._supervisor
+    assert supervisor is not None
+    head = cluster._started().head
+    assert head is not None
+    supervisor.stop()
+    try:
+        kill_head(cluster)
+        assert retinue.get([square.remote(x) for x in range(100)], timeout=30) == [x * x for x in range(100)]
+        assert retinue.get([counter.add.remote() for _ in range(100)], timeout=30)[-1] == 101
+    finally:
+        head.restart_delay(time.monotonic())  # takes note of its end
+        head.start(time.monotonic())
+        cluster._started()._supervisor = again = HeadSupervisor(head)
+        again.start()
+    assert retinue.get(Counter.remote().add.remote(), timeout=30) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_actors_made_around_its_death_are_all_there_once(cluster: Cluster, seed: int) -> None:
+    rng = random.Random(seed)
+    counters: list[Any] = []
+    for number in range(20):
+        name = {"name": f"counter-{number}"} if rng.random() < 0.5 else {}
+        if rng.random() < 0.3:
+            name |= {"lifetime": "detached"} if name else {}
+        counters.append(Counter.options(**name).remote())
+        if number in (5, 12):
+            cluster.kill_head()
+    for expected in (1, 2):
+        assert retinue.get([c.add.remote() for c in counters], timeout=60) == [expected] * 20
+    cluster.kill_head()
+    assert retinue.get([c.add.remote() for c in counters], timeout=60) == [3] * 20
+
+
+def test_the_drivers_job_is_still_running(cluster: Cluster) -> None:
+    job_id = retinue.get_runtime_context().get_job_id()
+    counter: Any = Counter.options(name="counter").remote()
+    retinue.get(counter.add.remote(), timeout=30)
+    for _ in range(3):
+        kill_head(cluster)
+        assert retinue.get(retinue.get_actor("counter").add.remote(), timeout=30) > 1
+    with BlockingClient(cluster._started().head_address, cluster._started().token) as client:
+        jobs = client.request(ListJobs(0))[0].jobs
+    assert [(job.job_id.hex(), job.status) for job in jobs if not job.end_time] == [(job_id, "RUNNING")]
+
+
+def test_an_actor_killed_while_no_head_is_there_is_dead_to_the_next(cluster: Cluster) -> None:
+    counter: Any = Counter.options(name="counter").remote()
+    retinue.get(counter.add.remote(), timeout=30)
+    for _ in range(2):
+        cluster.kill_head()
+    retinue.kill(counter)
+    with pytest.raises(ActorDiedError):
+        retinue.get(counter.add.remote(), timeout=30)
+    with pytest.raises(ValueError, match="counter"):
+        retinue.get_actor("counter")

@@ -261,7 +261,8 @@ def test_actors_are_killed_at_random_moments_under_load(node: Node) -> None:
     killed = []
 
     def killer() -> None:
-        while not stop.wait(rng.random() * 0.05):
+        # An actor that dies again and again waits longer and longer for its restart: not too many.
+        while len(killed) < 9 and not stop.wait(rng.random() * 0.05):
             hosts = [w["pid"] for w in node.ask("workers") if w.get("actor_id") and w["is_alive"]]
             if hosts:
                 pid = rng.choice(hosts)

@@ -229,6 +229,8 @@ class ActorTable:
             return [Stop(actor_id, node_id, incarnation, True, "replaced")] if state == ALIVE else []
         self._nodes.settle(node_id, actor_id, is_placed=state == ALIVE)
         if state == ALIVE:
+            # Its node may have registered before it had come so far.
+            self._unlisted[node_id] = [u for u in self._unlisted.get(node_id, ()) if u[0] != actor_id]
             return self._started(actor, address, pid, now)
         if state == REJECTED:
             actor.rejected_by.add(node_id)

@@ -88,11 +88,21 @@ class ActorRoom:
             if known.state == ALIVE:
                 self._report_alive(known)
             return
+        if known is not None:
+            self._end_older(known)
         actor = HostedActor(spec, message.incarnation, message.class_size, payload, self._starts)
         self._actors[spec.actor_id] = actor
         self._by_client[actor.client_id] = actor
         actor.timer = asyncio.get_running_loop().call_later(WAIT_FOR_ROOM_S, self._reject, actor)
         self._leasing.place_actor(actor.client_id, spec.shape, spec.placement)
+
+    def _end_older(self, actor: HostedActor) -> None:
+        """A newer incarnation comes, and the head's word to stop this one would name it no more."""
+        if actor.process is None:
+            self._leasing.withdraw_actor(actor.client_id)
+            self._forget(actor)
+        else:
+            self._processes.end(actor.process.worker_id, "replaced by a newer incarnation", is_forced=True)
 
     def stop(self, connection: LoopConnection, message: StopActor, payload: bytes) -> None:
         actor = self._actors.get(message.actor_id)
@@ -120,21 +130,26 @@ class ActorRoom:
         return min(waiting) - 1 if waiting else self._starts
 
     def infos(self) -> tuple[list[ActorInfo], bytes]:
-        """For a new head: the actors that live here, and the payloads of those that may restart."""
+        """For a new head: the actors that live here, or wait to, and the payloads of those that may restart."""
         infos: list[ActorInfo] = []
         payloads: list[tuple[bytes, bytes, bytes]] = []
         for actor in self._actors.values():
             spec = actor.spec
-            if actor.process is None or actor.process.address is None or actor.has_failed:
-                continue
-            state = "ALIVE" if actor.state == ALIVE else "PENDING"
             process = actor.process
+            if actor.has_failed:
+                continue
             infos.append(
                 ActorInfo(
-                    spec.actor_id, state, actor.incarnation, process.address, node_id=spec.owner.node_id,
-                    pid=process.pid, num_restarts=actor.incarnation, spec=spec,
+                    spec.actor_id,
+                    "ALIVE" if actor.state == ALIVE else "PENDING",
+                    actor.incarnation,
+                    process.address if process is not None else None,
+                    node_id=spec.owner.node_id,
+                    pid=process.pid if process is not None else 0,
+                    num_restarts=actor.incarnation,
+                    spec=spec,
                 )
-            )  # fmt: skip
+            )
             if spec.max_restarts or spec.detached:
                 size = actor.class_size
                 payloads.append((spec.actor_id, actor.payload[:size], actor.payload[size:]))
