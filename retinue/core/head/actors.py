@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from retinue.core.backoff import RestartBackoff
 from retinue.core.errors import ActorAlreadyExistsError, InvalidTransitionError
 from retinue.core.head.nodes import NodeTable
-from retinue.core.scheduling.policies import Choice, Fits, Infeasible, choose_node
+from retinue.core.scheduling.policies import Choice, Fits, Infeasible, NodeView, Wait, choose_node
 from retinue.core.scheduling.resources import ResourceError, Units, largest_of, to_units
 from retinue.core.wire.messages import ActorInfo, ActorSpec, Address, DeathInfo
 
@@ -359,14 +359,10 @@ class ActorTable:
         except ResourceError as error:
             actor.error_kind = "ActorUnschedulableError"
             return self._end(actor, str(error)), None
-        choice = choose_node(
-            request,
-            self._nodes.views(),
-            local_node_id=actor.spec.owner.node_id,
-            strategy=actor.spec.shape.strategy,
-            rng=self._rng,
-            exclude=actor.rejected_by,
-        )
+        choice = self._choose(actor, request, self._nodes.views())
+        if isinstance(choice, Wait):
+            # Tasks give way: the agent recalls their leases, and rejects the actor if they take too long.
+            choice = self._choose(actor, request, self._nodes.views_after_recall())
         if isinstance(choice, Infeasible):
             if choice.is_final:
                 actor.error_kind = "ActorUnschedulableError"
@@ -380,6 +376,16 @@ class ActorTable:
         actor.backoff.started(now)
         self._nodes.take(choice.node_id, actor.actor_id, held)
         return [Saved(actor.actor_id), Start(actor.actor_id, choice.node_id, actor.incarnation)], choice
+
+    def _choose(self, actor: Actor, request: Units, views: Iterable[NodeView]) -> Choice:
+        return choose_node(
+            request,
+            views,
+            local_node_id=actor.spec.owner.node_id,
+            strategy=actor.spec.shape.strategy,
+            rng=self._rng,
+            exclude=actor.rejected_by,
+        )
 
     # steps
 

@@ -44,6 +44,7 @@ class _Node:
     starts: int = 0
     taken: dict[bytes, _Taken] = field(default_factory=dict)  # by actor id
     demand: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    recallable: Units = field(default_factory=dict)
 
 
 class NodeTable:
@@ -95,8 +96,12 @@ class NodeTable:
         waiting: int,
         demand: list[tuple[dict[str, float], int]],
         starts: int = 0,
+        recallable: Mapping[str, float] | None = None,
     ) -> bool:
-        """Returns whether anything is new. `starts`: how many StartActors the report has counted in."""
+        """Returns whether anything is new. `starts`: how many StartActors the report has counted in.
+
+        `recallable`: what tasks' leases hold, which they would give up for an actor.
+        """
         node = self._nodes.get(node_id)
         if node is None:
             return False
@@ -107,6 +112,7 @@ class NodeTable:
         for taken in node.taken.values():
             subtract(node.view.free, taken.units)
         node.demand = demand
+        node.recallable = to_units(recallable or {})
         if available == node.info.available and waiting == node.info.waiting:
             return before != node.view.free
         node.info = msgspec.structs.replace(node.info, available=dict(available), waiting=waiting)
@@ -179,6 +185,17 @@ class NodeTable:
     def views(self) -> list[NodeView]:
         """For `choose_node`: connected nodes only, since the others cannot be told anything now."""
         return [node.view for node in self._nodes.values() if node.is_connected]
+
+    def views_after_recall(self) -> list[NodeView]:
+        """As `views`, with the room that there would be without the tasks that give way to an actor."""
+        views = []
+        for node in self._nodes.values():
+            if node.is_connected:
+                free = dict(node.view.free)
+                for name, value in node.recallable.items():
+                    free[name] = free.get(name, 0) + value
+                views.append(msgspec.structs.replace(node.view, free=free))
+        return views
 
     def is_alive(self, node_id: bytes) -> bool:
         return node_id in self._nodes

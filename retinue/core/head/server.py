@@ -254,6 +254,7 @@ class HeadServer:
             waiting=message.waiting,
             demand=message.shapes,
             starts=message.starts,
+            recallable=message.recallable,
         )
         self._carry_out(self.actors.node_reported(node_id, now=time.monotonic()))
         if is_new:

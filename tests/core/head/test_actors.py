@@ -168,6 +168,36 @@ def test_a_refused_actor_is_tried_elsewhere_then_waits_for_a_report(head: Head) 
     assert (again.node_id, again.incarnation) == (first.node_id, 0)
 
 
+def test_an_actor_does_not_queue_behind_tasks_that_give_way_to_it(head: Head) -> None:
+    def report(recallable: float) -> None:
+        shares = {"CPU": recallable}
+        head.nodes.reported(A, {"CPU": 0.0}, waiting=9, demand=[], recallable=shares)
+
+    head.add_node(A, 2.0)
+    report(0.0)
+    assert starts(head.create(spec(1, cpus=1))) == []
+    report(2.0)
+    first = only_start(head.table.node_reported(A, now=0.0))
+    second = only_start(head.create(spec(2, cpus=1)))
+    assert {first.node_id, second.node_id} == {A}
+    assert starts(head.create(spec(3, cpus=1))) == []  # two CPUs were all that tasks had
+
+
+def test_an_actor_goes_where_there_is_room_rather_than_where_tasks_give_way(head: Head) -> None:
+    head.add_node(A, 2.0)
+    head.add_node(B, 2.0)
+    head.nodes.reported(A, {"CPU": 0.0}, waiting=9, demand=[], recallable={"CPU": 2.0})
+    assert only_start(head.create(spec(1, cpus=1))).node_id == B
+
+
+def test_an_actor_that_no_task_gave_way_to_is_offered_again_with_the_nodes_next_report(head: Head) -> None:
+    head.add_node(A, 1.0)
+    head.nodes.reported(A, {"CPU": 0.0}, waiting=9, demand=[], recallable={"CPU": 1.0})
+    start = only_start(head.create(spec(1, cpus=1)))
+    assert starts(head.say(start, REJECTED)) == []
+    assert only_start(head.table.node_reported(A, now=2.0)).node_id == A
+
+
 def test_actors_with_cpus_do_not_overfill_a_node_between_its_reports(head: Head) -> None:
     head.add_node(A, 2.0)
     placed = [starts(head.create(spec(i, cpus=1))) for i in range(3)]
