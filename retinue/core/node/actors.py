@@ -130,7 +130,7 @@ class ActorRoom:
         return min(waiting) - 1 if waiting else self._starts
 
     def infos(self) -> tuple[list[ActorInfo], bytes]:
-        """For a new head: the actors that live here, or wait to, and the payloads of those that may restart."""
+        """For a new head: actors that live here, or wait to, and the payloads of those that may restart."""
         infos: list[ActorInfo] = []
         payloads: list[tuple[bytes, bytes, bytes]] = []
         for actor in self._actors.values():
