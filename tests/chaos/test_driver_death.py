@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import retinue
+from retinue.core import launch
+from retinue.exceptions import RetinueSystemError
 from tests.chaos.support import DriverProcess, Node, Pids, mapped_memfds, processes_of
 
 BUSY = """
@@ -149,6 +151,26 @@ def test_ctrl_c_ends_other_waits_too(base: str, tmp_path: Path, wait: str) -> No
         assert driver.wait() == -signal.SIGINT
         everything.wait()
     assert os.listdir(base) == []
+
+
+def test_ctrl_c_again_and_again_leaves_nothing(base: str, tmp_path: Path) -> None:
+    """An impatient user interrupts the end in order as well."""
+    with DriverProcess(tmp_path, base, driver_that("retinue.get(ref)")) as driver:
+        everything = wait_for_work(driver, base)
+        while driver.process.poll() is None:
+            driver.interrupt()
+        everything.wait()
+    assert processes_of(base) == {}
+    retinue.init(address="local", num_cpus=1)  # removes a folder that nobody was left to remove
+    retinue.shutdown()
+    assert os.listdir(base) == []
+
+
+def test_a_node_that_cannot_start_says_why(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "AGENT_MODULE", "tests.chaos.no_such_agent")
+    with pytest.raises(RetinueSystemError, match="no_such_agent"):
+        retinue.init(address="local", num_cpus=1)
+    assert not retinue.is_initialized()
 
 
 def test_ctrl_c_during_init_leaves_nothing(base: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.chaos.support import (
     DriverProcess,
     Node,
     Pids,
+    ask_node,
     children_of,
     kill_and_wait,
     processes_of,
@@ -302,3 +303,46 @@ def test_an_object_whose_owner_died_with_its_node_says_so(cluster: Cluster) -> N
     kill_and_wait(node_with(cluster, "a").pid)
     with pytest.raises(RetinueError, match=r"owner|owned|lost"):
         retinue.get(ref, timeout=30)
+
+
+def test_mixed_work_is_right_while_workers_and_nodes_die(cluster: Cluster) -> None:
+    np = pytest.importorskip("numpy")
+
+    @retinue.remote(max_retries=-1)
+    def leaf(x: int) -> int:
+        return x
+
+    @retinue.remote(max_retries=-1)
+    def tree(x: int) -> int:
+        return sum(retinue.get([leaf.remote(x) for _ in range(4)]))
+
+    @retinue.remote(max_retries=-1)
+    def big(x: int) -> Any:
+        return np.full(50_000, x)
+
+    @retinue.remote(max_retries=-1)
+    def first(array: Any) -> int:
+        return int(array[0])
+
+    rng = random.Random(4)
+    refs: list[Any] = []
+    for x in range(100):
+        refs += [leaf.remote(x), tree.remote(x), first.remote(big.remote(x))]
+    left = list(refs)
+    steps = 0
+    while left:
+        steps += 1
+        if steps == 10:
+            cluster.remove_node(node_with(cluster, "a"), allow_graceful=False)
+            cluster.add_node(num_cpus=2, resources={"a": 1})
+        if steps <= 30 and (workers := workers_of(cluster)):
+            kill_and_wait(rng.choice(workers))
+        _, left = retinue.wait(left, num_returns=min(len(left), rng.randrange(1, 20)), timeout=60)
+    expected = [value for x in range(100) for value in (x, 4 * x, x)]
+    assert retinue.get(refs, timeout=60) == expected
+
+
+def workers_of(cluster: Cluster) -> list[int]:
+    token = cluster._started().token
+    found = [w for n in cluster.list_all_nodes() for w in ask_node(n.process.address, token, "workers")]
+    return [w["pid"] for w in found if w["is_alive"] and w["pid"] and w["worker_type"] == "WORKER"]
