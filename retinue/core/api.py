@@ -263,11 +263,12 @@ def _sum_resources(field: str) -> dict[str, float]:
     return {name: amount for name, amount in total.items() if amount > 0 or field == "total"}
 
 
-def get_gpu_ids() -> list[int]:
-    """Indices of the GPUs that the running task or actor was granted."""
+def get_gpu_ids() -> list[int] | list[str]:
+    """The GPUs that the running task or actor was granted: indices, or UUIDs if the node was given those."""
     from retinue.core.runtime_context import get_runtime_context
 
-    return [int(i) for i in get_runtime_context().get_accelerator_ids()["GPU"]]
+    ids = get_runtime_context().get_accelerator_ids()["GPU"]
+    return [int(i) for i in ids] if all(i.isdecimal() for i in ids) else ids
 
 
 def timeline(filename: str | None = None) -> Any:

@@ -94,7 +94,7 @@ class RuntimeContext:
         return dict(context.facts.resources) if context.facts is not None else {}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
-        """Indices of the granted accelerators, e.g. {"GPU": ["0"]}; always has the key GPU."""
+        """The granted accelerators as the node names them, e.g. {"GPU": ["0"]}; always has the key GPU."""
         found = context.facts.accelerator_ids() if context.facts is not None else {}
         return {"GPU": [], **found}
 

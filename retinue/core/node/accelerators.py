@@ -6,6 +6,7 @@ indices out (`scheduling.resources`), or setting a worker's environment (the wor
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ TYPE_PREFIX = "accelerator_type:"
 _CONTROL_DEVICE = "/dev/nvidiactl"
 # "NVIDIA H200" -> H200, "Tesla V100-SXM2-16GB" -> V100, "NVIDIA GeForce RTX 3090" -> 3090
 _MODEL = re.compile(r"\b([A-Z]*\d+[A-Z]*)\b")
+_DEVICE_ID = re.compile(r"\d+|(GPU|MIG)-.*")
 
 
 class Gpu(Struct, frozen=True):
@@ -68,16 +70,34 @@ class NvmlGpus:
 
 def visible(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
     """Those that `CUDA_VISIBLE_DEVICES` allows, in its order; as CUDA, up to the first unknown one."""
-    wanted = environment.get(VISIBLE_DEVICES)
+    wanted = _wanted(environment)
     if wanted is None:
         return list(gpus)
-    found: list[Gpu] = []
-    for part in (part.strip() for part in wanted.split(",")):
-        gpu = next((g for g in gpus if part == str(g.index) or (part and g.uuid.startswith(part))), None)
-        if gpu is None:
-            break
-        found.append(gpu)
-    return found
+    found = (_find(gpus, part) for part in wanted)
+    return [gpu for gpu in itertools.takewhile(lambda gpu: gpu is not None, found) if gpu is not None]
+
+
+def device_ids(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[str]:
+    """By what names CUDA knows the node's GPUs: the first is that of index 0. Empty: by their indices.
+
+    They are those in `CUDA_VISIBLE_DEVICES`, as they stand there; a worker's own variable is made of them.
+    Where no driver lists GPUs, the variable is believed.
+    """
+    wanted = _wanted(environment)
+    if wanted is None:
+        return []
+    if gpus:
+        return list(itertools.takewhile(lambda part: _find(gpus, part) is not None, wanted))
+    return list(itertools.takewhile(_DEVICE_ID.fullmatch, wanted))
+
+
+def _wanted(environment: Mapping[str, str]) -> list[str] | None:
+    value = environment.get(VISIBLE_DEVICES)
+    return None if value is None else [part.strip() for part in value.split(",")]
+
+
+def _find(gpus: Sequence[Gpu], part: str) -> Gpu | None:
+    return next((g for g in gpus if part == str(g.index) or (part and g.uuid.startswith(part))), None)
 
 
 def gpu_resources(gpus: Sequence[Gpu], *, count: float | None = None) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 from retinue.core.config import AgentConfig
 from retinue.core.errors import RetinueSystemError
 from retinue.core.node import memory
-from retinue.core.node.accelerators import GpuSource, NvmlGpus
+from retinue.core.node.accelerators import GpuSource, NvmlGpus, device_ids
 from retinue.core.node.actors import ActorRoom
 from retinue.core.node.cluster import Cluster
 from retinue.core.node.leasing import Leasing
@@ -34,7 +34,7 @@ from retinue.core.node.zygote_start import ZygoteProcess, home_of
 from retinue.core.objects.spill import MIN_FREE_SHARE
 from retinue.core.scheduling.leases import LeaseTable
 from retinue.core.scheduling.policies import NodeView
-from retinue.core.scheduling.resources import CPU, MEMORY, UNIT, NodeResources, to_floats
+from retinue.core.scheduling.resources import CPU, GPU, MEMORY, UNIT, NodeResources, to_floats
 from retinue.core.transport.loop import LoopConnection, serve
 from retinue.core.wire import messages as m
 
@@ -68,7 +68,10 @@ class Agent:
         self.stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         knobs = config.system_config
-        total = node_resources(config, gpus or NvmlGpus())
+        gpus = gpus or NvmlGpus()
+        total = node_resources(config, gpus)
+        names = device_ids(gpus.gpus(), os.environ) if GPU in total else []
+        self._accelerator_ids = {GPU: names} if names else {}
         cpus = int(total.get(CPU, 0)) or 1
         self._prestart = min(cpus, int(knobs.get("prestart", MAX_PRESTART)))
         table = LeaseTable(node_id=config.node_id, resources=NodeResources(total), rng=rng)
@@ -269,6 +272,7 @@ class Agent:
             config.session_dir,
             config.labels,
             total,
+            accelerator_ids=self._accelerator_ids,
         )
         if process.kind == WORKER:
             connection.send(registered)

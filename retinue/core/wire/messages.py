@@ -396,6 +396,8 @@ class Registered(Response, tag=41):
     labels: dict[str, str] = {}
     total_resources: dict[str, float] = {}
     listeners_path: str = ""  # where the node hands out listening sockets
+    # By what names the node's accelerators are known, by index, where those are not the indices themselves.
+    accelerator_ids: dict[str, list[str]] = {}
 
 
 class LeaseDemand(Message, tag=42):

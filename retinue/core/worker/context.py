@@ -47,17 +47,23 @@ class WorkerFacts:
     node_ip: str = ""
     resources: dict[str, float] = field(default_factory=dict)
     instances: dict[str, list[float]] = field(default_factory=dict)
+    node_accelerators: dict[str, list[str]] = field(default_factory=dict)  # names by index, if not the index
+    has_lease: bool = False
     actor: Any = None
     actor_spec: ActorSpec | None = None
     incarnation: int = 0
 
     def accelerator_ids(self) -> dict[str, list[str]]:
-        """Indices of the accelerators that the lease gives, e.g. {"GPU": ["0"]}."""
+        """By what names the system knows the accelerators of the lease, e.g. {"GPU": ["0"]}."""
         return {
-            kind: [str(i) for i, share in enumerate(shares) if share > 0]
+            kind: [self._name(kind, i) for i, share in enumerate(shares) if share > 0]
             for kind, shares in self.instances.items()
             if kind != "CPU"
         }
+
+    def _name(self, kind: str, index: int) -> str:
+        names = self.node_accelerators.get(kind, ())
+        return names[index] if index < len(names) else str(index)
 
 
 # A context variable costs 0.07 us per call and is right for threads and asyncio tasks alike.
@@ -72,14 +78,15 @@ def set_facts(new: WorkerFacts | None) -> None:
 
 def apply_lease(worker: WorkerFacts, resources: dict[str, float], instances: dict[str, list[float]]) -> None:
     """Make the process fit its lease: visible GPUs, threads of BLAS and torch."""
-    if resources == worker.resources and instances == worker.instances:
+    if worker.has_lease and resources == worker.resources and instances == worker.instances:
         return
+    worker.has_lease = True
     worker.resources = resources
     worker.instances = instances
     if "GPU" in instances:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(worker.accelerator_ids()["GPU"])
     elif "CUDA_VISIBLE_DEVICES" not in worker.env.env_vars and worker.resources.get("GPU", 0) == 0:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whatever the agent, or the last lease, could see
     threads = max(1, int(resources.get("CPU", 1)))
     if os.environ.get("OMP_NUM_THREADS") != str(threads) and "OMP_NUM_THREADS" not in worker.env.env_vars:
         os.environ["OMP_NUM_THREADS"] = str(threads)

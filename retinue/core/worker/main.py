@@ -87,7 +87,7 @@ class Worker:
         """Tell the agent who and where we are, and learn the node's facts."""
         start = self.start
         runtime = self.runtime
-        sock, rest = endpoints.connect(start.agent, start.node_id, start.token)
+        sock, _ = endpoints.connect(start.agent, start.node_id, start.token)
         agent = Connection(runtime.io, sock, self._on_agent_message, self._agent_lost)
         runtime.agent = agent
         runtime.tasks.use_agent(start.agent, agent)
@@ -98,6 +98,7 @@ class Worker:
         runtime.head.address = registered.head
         runtime.store.attach(registered.arena_path)
         self.facts.node_ip = registered.node_ip
+        self.facts.node_accelerators = registered.accelerator_ids
         runtime.node_labels = registered.labels
         runtime.node_ip = registered.node_ip
         runtime.session_dir = registered.session_dir

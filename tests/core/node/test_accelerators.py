@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from retinue.core.node.accelerators import Gpu, gpu_resources, model_of, visible
+from retinue.core.node.accelerators import Gpu, device_ids, gpu_resources, model_of, visible
 
 GPUS = [
     Gpu(0, "GPU-aa11", "NVIDIA H200"),
@@ -26,6 +26,19 @@ GPUS = [
 def test_cuda_visible_devices_is_honoured(value: str | None, indices: list[int]) -> None:
     environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
     assert [gpu.index for gpu in visible(GPUS, environment)] == indices
+
+
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [(None, []), ("2,0", ["2", "0"]), ("GPU-bb", ["GPU-bb"]), ("1,9,0", ["1"]), ("", [])],
+)
+def test_devices_keep_the_names_that_the_variable_gives_them(value: str | None, ids: list[str]) -> None:
+    environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    assert device_ids(GPUS, environment) == ids
+
+
+def test_without_a_driver_the_variable_is_believed() -> None:
+    assert device_ids([], {"CUDA_VISIBLE_DEVICES": "2, 3,-1,4"}) == ["2", "3"]
 
 
 def test_a_node_names_its_gpus_and_their_type() -> None:
