@@ -365,6 +365,8 @@ class ActorCaller:
             with runtime.lock:
                 task = queue.answered(message.task_id)
                 if task is None:
+                    runtime.ownership.refuse_returns(message)
+                    runtime.io.post(runtime.after_unlock)
                     return
                 if message.status == REPLY_REFUSED:
                     task.conn = None

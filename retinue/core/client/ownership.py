@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.errors import ObjectLostError, ObjectReconstructionFailedError, OwnerDiedError
+from retinue.core.ids import return_id
 from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Effects, Entry
 from retinue.core.serialization import deserialize, serialize_error
 from retinue.core.transport.threads import Connection
@@ -40,6 +41,8 @@ from retinue.core.wire.messages import (
     Query,
     RefCount,
     RemoveBorrower,
+    Reply,
+    ReturnInfo,
     StreamCredit,
     StreamItem,
 )
@@ -204,6 +207,35 @@ class OwnershipService:
                 self._table.use(ref.object_id, ref.owner)
                 self._table.counted(ref.object_id, ref.owner, ref.count)
         return [ref.object_id for ref in refs]
+
+    def take_return(self, object_id: bytes, info: ReturnInfo, blob: bytes) -> list[Callable[[], None]]:
+        """What a call made is there. With the lock; returns the waiters to wake."""
+        contained = self.take_contained(info.contained)
+        if info.node_id:
+            nodes = (info.node_id,)
+            return self._table.resolve(object_id, STORED, size=info.size, nodes=nodes, contained=contained)
+        state = ERROR if info.is_error else INLINE
+        return self._table.resolve(object_id, state, blob=blob, contained=contained)
+
+    def refuse_return(self, object_id: bytes, info: ReturnInfo) -> None:
+        """What a call made is not wanted: it was cancelled, or made it before. With the lock.
+
+        The references inside were counted for us all the same, and its copy lies in a store.
+        """
+        table = self._table
+        table.unuse_all(self.take_contained(info.contained))
+        if not info.node_id:
+            return
+        entry = table.entries.get(object_id)
+        if entry is not None and entry.state == PENDING:
+            table.copy_added(object_id, info.node_id)  # the attempt that is under way makes the same
+        else:
+            table.resolve(object_id, STORED, size=info.size, nodes=(info.node_id,))
+
+    def refuse_returns(self, reply: Reply) -> None:
+        """A call was answered, and nobody waits for its returns any more. With the lock."""
+        for index, info in enumerate(reply.returns or ()):
+            self.refuse_return(return_id(reply.task_id, index), info)
 
     def _watch(self, borrower: Address) -> None:
         """Learn of a borrower's death: by the connection to it."""
@@ -426,13 +458,30 @@ class OwnershipService:
         self, task: TaskRecord | None, message: StreamItem, payload: bytes, connection: Connection
     ) -> None:
         """An item of a streaming generator arrived."""
-        if task is None or task.stream is None:
-            return  # cancelled, or its generator was dropped
         runtime = self._runtime
+        stream = task.stream if task is not None else None
+        waiters: list[Callable[[], None]] = []
+        is_repeated = False
         with runtime.lock:
-            waiters = task.stream.item(runtime, task, message, payload)
+            if stream is None:
+                self.refuse_return(return_id(message.task_id, message.index + 1), message.info)
+            else:
+                is_repeated = message.index < stream.next_index
+                waiters = stream.item(runtime, message, payload)
+            effects = self._table.take_effects()
         for wake in waiters:
             wake()
+        if effects is not None:
+            self.carry_out(effects)
+        if is_repeated and task is not None:
+            # By another attempt, which has to hear how far the consumer is.
+            self.send_credit(task, connection)
+
+    def send_credit(self, task: TaskRecord, connection: Connection) -> None:
+        """Tell a generator how many of its items were taken."""
+        address = getattr(connection.context, "address", None)
+        if address is not None:
+            self._runtime.peers.send(address, StreamCredit(task.task_id, task.stream.consumed))
 
     # --- cancel, queries
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.errors import GetTimeoutError, RetinueSystemError
@@ -84,7 +85,7 @@ class StoreClient:
         size = serialized.size
         if is_single(size):
             self._give_back()
-            granted, _ = self._agent().call(CreateObject(0, object_id, size), on_abandoned=self._not_needed)
+            granted = self._ask_for_space(CreateObject(0, object_id, size))
             self._write_granted(object_id, serialized, granted)
             return
         while True:
@@ -95,7 +96,7 @@ class StoreClient:
                     break
                 wanted = self._cursor.slab_size(size)
             self._give_back()
-            granted, _ = self._agent().call(SlabRequest(0, wanted, size), on_abandoned=self._not_needed)
+            granted = self._ask_for_space(SlabRequest(0, wanted, size))
             if not granted.is_slab:
                 self._write_granted(object_id, serialized, granted)
                 return
@@ -113,6 +114,15 @@ class StoreClient:
         """Say first what is not needed any more: its room is warm (a copy into it is ten times as fast)."""
         self._runtime.drain_dropped()
         self._unpin()
+
+    def _ask_for_space(self, request: CreateObject | SlabRequest) -> Any:
+        granted, _ = self._agent().call(request, on_abandoned=self._not_needed, check=self._check())
+        return granted
+
+    def _check(self) -> Callable[[], None] | None:
+        """What tells a waiting thread that its task was cancelled, if it can be."""
+        hook = self._runtime.context.hook
+        return hook.check_interrupted if hook is not None else None
 
     def _use_slab(self, granted: SpaceGranted) -> None:
         view = self.arena().map_writable(granted.key, granted.size, is_warm=granted.is_warm)
@@ -170,9 +180,13 @@ class StoreClient:
         timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
         agent = self._agent()
         try:
-            pinned, _ = agent.call(request, timeout_s=timeout_s, on_abandoned=self._prefetched)
-        except TimeoutError as error:
+            pinned, _ = agent.call(
+                request, timeout_s=timeout_s, on_abandoned=self._prefetched, check=self._check()
+            )
+        except (TimeoutError, KeyboardInterrupt) as error:
             agent.send(CancelPin(request.rid))
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise GetTimeoutError(f"object {object_id.hex()} did not arrive here in time") from error
         pin = Pin(pinned.key, self._released)
         if pinned.path:

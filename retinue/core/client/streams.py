@@ -14,14 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from retinue.core import references
+from retinue.core.client.runtime import Runtime, Wait
 from retinue.core.ids import return_id
-from retinue.core.ownership.table import ERROR, INLINE, STORED
+from retinue.core.ownership.table import ERROR
 from retinue.core.references import ObjectRef
-from retinue.core.transport import threads
-from retinue.core.wire.messages import StreamCredit, StreamItem
+from retinue.core.wire.messages import StreamItem
 
 if TYPE_CHECKING:
-    from retinue.core.client.runtime import Runtime
     from retinue.core.client.tasks import TaskRecord
 
 T = TypeVar("T")
@@ -42,35 +41,34 @@ class StreamState:
         self.waiters: list[Callable[[], None]] = []
 
     def item(
-        self, runtime: Runtime, task: TaskRecord, message: StreamItem, payload: bytes
+        self, runtime: Runtime, message: StreamItem, payload: bytes
     ) -> list[Callable[[], None]]:
-        if message.index < self.next_index:
+        object_id = return_id(self.task_id, message.index + 1)
+        if message.index < self.next_index or self.is_finished:
+            runtime.ownership.refuse_return(object_id, message.info)
             return []
         self.next_index = message.index + 1
-        object_id = return_id(self.task_id, message.index + 1)
-        info = message.info
         runtime.table.own(object_id, None)
-        contained = runtime.ownership.take_contained(info.contained)
-        if info.node_id:
-            runtime.table.resolve(
-                object_id, STORED, size=info.size, nodes=(info.node_id,), contained=contained
-            )
-        else:
-            state = ERROR if info.is_error else INLINE
-            runtime.table.resolve(object_id, state, blob=payload, contained=contained)
+        runtime.ownership.take_return(object_id, message.info, payload)
         ref: ObjectRef[Any] = ObjectRef(object_id)
         if not self.is_dropped:
             self.items.append(ref)
         return self._wake()
 
-    def finished(self, error_blob: bytes | None) -> list[Callable[[], None]]:
-        """The generator returned, or raised: then its last item is the error."""
+    def finished(
+        self, error_blob: bytes | None, contained: list[bytes] | None = None
+    ) -> list[Callable[[], None]]:
+        """The generator returned, or raised: then its last item is the error. Later ends are ignored."""
+        if self.is_finished:
+            return []
         self.is_finished = True
         if error_blob is not None and not self.is_dropped:
             object_id = return_id(self.task_id, self.next_index + 1)
             table = references._required_runtime().table  # type: ignore[attr-defined]
             table.own(object_id, None)
-            table.resolve(object_id, ERROR, blob=error_blob)
+            for held in contained or ():
+                table.use(held)
+            table.resolve(object_id, ERROR, blob=error_blob, contained=contained)
             self.items.append(ObjectRef(object_id))
         return self._wake()
 
@@ -97,22 +95,16 @@ class ObjectRefGenerator(Generic[T]):
 
     def _take(self) -> ObjectRef[T] | None:
         state = self._state
-        if not state.items:
+        try:
+            ref = state.items.popleft()
+        except IndexError:
             return None
-        ref = state.items.popleft()
         state.consumed += 1
         if self._limit > 0 and not state.is_finished:
-            self._send_credit()
+            connection = self._task.conn
+            if connection is not None:
+                self._runtime.ownership.send_credit(self._task, connection)
         return ref
-
-    def _send_credit(self) -> None:
-        connection = self._task.conn
-        if connection is None:
-            return
-        context = connection.context
-        address = getattr(context, "address", None)
-        if address is not None:
-            self._runtime.peers.send(address, StreamCredit(self._task.task_id, self._state.consumed))
 
     def __iter__(self) -> Iterator[ObjectRef[T]]:
         return self
@@ -122,50 +114,43 @@ class ObjectRefGenerator(Generic[T]):
 
     def _next_sync(self, timeout_s: float | None) -> ObjectRef[T]:
         """The next reference; a nil one if none came within `timeout_s`. Raises StopIteration at the end."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        ref = self._take()
+        if ref is not None:
+            return ref
         state = self._state
-        hook = self._runtime.context.hook
-        announced = False
+        runtime = self._runtime
+        wait = Wait(runtime.context.hook, None if timeout_s is None else time.monotonic() + timeout_s)
         try:
             while True:
+                is_finished = state.is_finished  # first: what is there then, was there before the end
                 ref = self._take()
                 if ref is not None:
                     return ref
-                if state.is_finished:
+                if is_finished:
                     raise StopIteration
-                limit = threads.RECHECK_S
-                if deadline is not None:
-                    limit = min(limit, deadline - time.monotonic())
-                    if limit <= 0:
-                        return ObjectRef(b"\xff" * 28)
-                if hook is not None and not announced:
-                    hook.blocked()
-                    announced = True
+                if runtime.is_stopping:
+                    raise ConnectionError("retinue was shut down while waiting for a generator's item")
+                limit = wait.limit()
+                if limit <= 0:
+                    return ObjectRef(b"\xff" * 28)
                 self._wait_for_change(limit)
         finally:
-            if announced and hook is not None:
-                hook.unblocked()
+            wait.over()
 
     def _wait_for_change(self, limit_s: float) -> None:
         self._runtime.send_gathered()
         connection = self._task.conn
-        if connection is not None and connection.read_lock.acquire(blocking=False):
-            try:
-                if (
-                    not self._state.items
-                    and not self._state.is_finished
-                    and connection.wait_readable(limit_s)
-                ):
-                    connection.receive(wait=False)
-            finally:
-                connection.read_lock.release()
-            return
         if connection is None:
             self._runtime.watch_new_connections()
+        elif not connection.is_closed and connection.read_for(self._is_waiting, limit_s):
+            return
         woken = threading.Lock()
         woken.acquire()
         self._add_waiter(lambda: woken.release() if woken.locked() else None)
         woken.acquire(timeout=limit_s)
+
+    def _is_waiting(self) -> bool:
+        return not self._state.items and not self._state.is_finished
 
     def _add_waiter(self, wake: Callable[[], None]) -> None:
         with self._runtime.lock:

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INLINE_ARGS_LIMIT_BYTES = 100 * 1024
+# Of a call: small objects among its arguments that travel in its frame.
+INLINE_TOTAL_BYTES = 1024 * 1024
 # How long after a call connection broke the agent may take to say how the worker died.
 LEASE_LOST_GRACE_S = 1.0
 
@@ -185,10 +187,17 @@ class TaskSubmitter:
             return None
         found = []
         runtime = self._runtime
+        room = INLINE_TOTAL_BYTES
         for object_id in task.slots:
             entry = runtime.table.entries[object_id]
             if entry.state == INLINE:
-                found.append(Dependency(entry.blob))
+                room -= entry.size
+                if room >= 0:
+                    found.append(Dependency(entry.blob))
+                else:
+                    # The worker asks the owner for it: a frame has its limits.
+                    owner = entry.owner or runtime.address
+                    found.append(Dependency(None, StoredObject(object_id, owner, b"", entry.size)))
             elif entry.state == STORED:
                 node = entry.nodes[0] if entry.nodes else b""
                 owner = entry.owner or runtime.address
@@ -550,7 +559,11 @@ class TaskSubmitter:
             now = time.monotonic()
             with runtime.lock:
                 task = lease.pool.finished(lease.worker, message.task_id, message.exec_us, now)
-                waiters = self.complete(task, message, payload) if task is not None else []
+                if task is not None:
+                    waiters = self.complete(task, message, payload)
+                else:
+                    waiters = []
+                    runtime.ownership.refuse_returns(message)
                 tasks = lease.pool.refill(lease.worker)
                 if tasks:
                     self._send(lease.worker, tasks)
@@ -605,11 +618,13 @@ class TaskSubmitter:
         if status == REPLY_CANCELLED:
             payload = serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
         elif status == REPLY_ERROR and self._retry_after_error(task, payload):
+            runtime.ownership.refuse_returns(reply)  # the references inside the error
             return []
         elif status == REPLY_ARGUMENT_LOST:
             runtime.io.post(functools.partial(self._argument_lost, task, payload[:-16], payload[-16:]))
             return []
-        return self._resolve_errors(task, payload)
+        contained = runtime.ownership.take_contained(reply.returns[0].contained) if reply.returns else None
+        return self._resolve_errors(task, payload, contained)
 
     def _argument_lost(self, task: TaskRecord, object_id: bytes, node_id: bytes) -> None:
         """The call could not begin: have the argument made again, and call again once it is there."""
@@ -639,30 +654,32 @@ class TaskSubmitter:
         position = 0
         stored = False
         for index, info in enumerate(reply.returns or ()):
-            object_id = return_id(task.task_id, index)
-            contained = runtime.ownership.take_contained(info.contained)
+            blob = b""
             if info.node_id:
                 stored = True
-                nodes = (info.node_id,)
-                waiters += table.resolve(object_id, STORED, size=info.size, nodes=nodes, contained=contained)
             else:
                 blob = payload[position : position + info.size]
                 position += info.size
-                state = ERROR if info.is_error else INLINE
-                waiters += table.resolve(object_id, state, blob=blob, contained=contained)
+            waiters += runtime.ownership.take_return(return_id(task.task_id, index), info, blob)
         if task.stream is not None:
             waiters += task.stream.finished(None)
         # Only a task may be run again for a lost result: an actor's state has moved on.
         table.task_done(task, keep_lineage=stored and task.function is not None and task.retries_left != 0)
         return waiters
 
-    def _resolve_errors(self, task: TaskRecord, blob: bytes) -> list[Callable[[], None]]:
+    def _resolve_errors(
+        self, task: TaskRecord, blob: bytes, contained: list[bytes] | None = None
+    ) -> list[Callable[[], None]]:
+        """`contained`: the references inside the error, held once."""
         table = self._runtime.table
         waiters: list[Callable[[], None]] = []
         for index in range(max(task.num_returns, 0)):
-            waiters += table.resolve(return_id(task.task_id, index), ERROR, blob=blob)
+            for held in contained or ():
+                table.use(held)
+            waiters += table.resolve(return_id(task.task_id, index), ERROR, blob=blob, contained=contained)
         if task.stream is not None:
-            waiters += task.stream.finished(blob)
+            waiters += task.stream.finished(blob, contained)
+        table.unuse_all(contained)
         table.task_done(task, keep_lineage=False)
         return waiters
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import os
 import select
 import socket
@@ -335,11 +336,13 @@ class Connection:
         *,
         timeout_s: float | None = None,
         on_abandoned: OnResponse | None = None,
+        check: Callable[[], None] | None = None,
     ) -> tuple[Any, bytes]:
         """Send a request and wait for (response, payload), on any thread but the I/O thread.
 
-        Raises the error that a Failure names, ConnectionError, or TimeoutError. An answer that comes after
-        the wait was given up (late, or interrupted) goes to `on_abandoned`, so that what it gave is not lost.
+        Raises the error that a Failure names, ConnectionError, TimeoutError, or what `check` raises, which
+        is called every RECHECK_S. An answer that comes after the wait was given up (late, or interrupted)
+        goes to `on_abandoned`, so that what it gave is not lost.
         """
         assert threading.current_thread() is not self.io.thread, "the I/O thread must not wait for itself"
         answer: list[tuple[Any, bytes]] = []
@@ -356,7 +359,10 @@ class Connection:
 
         self.request(message, on_response, payload)
         try:
-            done.acquire(timeout=-1 if timeout_s is None else timeout_s)
+            if check is None:
+                done.acquire(timeout=-1 if timeout_s is None else timeout_s)
+            else:
+                _acquire(done, timeout_s, check)
         finally:
             is_waiting.clear()
             if not answer and on_abandoned is None:
@@ -411,6 +417,15 @@ class Connection:
             self.flush()
         if mask & _READABLE:
             self.try_receive()
+
+
+def _acquire(lock: threading.Lock, timeout_s: float | None, check: Callable[[], None]) -> None:
+    """Wait for the lock, and call `check` every RECHECK_S meanwhile."""
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while not lock.acquire(timeout=max(0.0, min(RECHECK_S, deadline - time.monotonic()))):
+        if time.monotonic() >= deadline:
+            return
+        check()
 
 
 def _nothing(connection: Connection) -> None:
