@@ -94,7 +94,7 @@ def named_actor(number: int) -> m.ActorSpec:
 
 def test_nothing_acknowledged_is_lost_over_20_kills(head: RunningHead) -> None:
     rng = random.Random(7)
-    head.process.backoff.max_s = 0.0  # kills in a row are what this is about
+    head.process._backoff.max_s = 0.0  # kills in a row are what this is about
     values: list[int] = []
     actors: list[int] = []
     is_over = threading.Event()
