@@ -164,7 +164,7 @@ class QueryRoom:
                 "pinned_bytes": books.pinned_bytes,
                 "on_disk_bytes": books.spilled_bytes,
                 "objects": len(books),
-                **{name: getattr(counters, name) for name in counters.__slots__},
+                **{name: getattr(counters, name) for name in counters.__struct_fields__},
             },
             "tasks_finished": self.events.finished,
             "tasks_failed": self.events.failed,

@@ -10,7 +10,8 @@ Lives here: free holes, their warm pieces, the budget. Does not: objects, client
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retinue.core.objects.layout import HUGE, PAGE, round_down, round_up
 
@@ -20,8 +21,7 @@ Piece = tuple[int, int]
 BIN_PROBES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(Struct, frozen=True):
     offset: int
     size: int
     is_warm: bool

@@ -17,7 +17,8 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 FETCH, ASK, LEAVE, DATA, HAVE, GONE = range(1, 7)
 
@@ -30,8 +31,7 @@ class BulkProtocolError(Exception):
     """The other side of a bulk connection sent what it must not; the connection is of no use any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     kind: int
     object_id: bytes
     number: int = 0

@@ -1,7 +1,8 @@
 """What people ask about the store: which objects are here, who pins them, who holds the most."""
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retinue.core.objects.decisions import Holder, ObjectId
 from retinue.core.objects.records import Client, Entry, Place
@@ -9,8 +10,7 @@ from retinue.core.objects.records import Client, Entry, Place
 MAX_HOLDERS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(Struct, frozen=True):
     object_id: ObjectId
     size: int
     state: str

@@ -8,7 +8,7 @@ holds one around each call; writing happens outside it).
     closed = cursor.finished(offset)     # slabs to unmap and close, *behind* that notice
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from retinue.core.objects.layout import ALIGN, HUGE, SINGLE_MIN, round_up
 
@@ -16,8 +16,7 @@ FIRST_SLAB_BYTES = HUGE
 MAX_SLAB_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedSlab:
+class ClosedSlab(Struct, frozen=True):
     """Tell the agent (`close_slab`) once every seal of an object in it was sent."""
 
     offset: int
@@ -25,8 +24,7 @@ class ClosedSlab:
     used: int
 
 
-@dataclass(slots=True)
-class _Slab:
+class _Slab(Struct):
     offset: int
     size: int
     used: int = 0

@@ -5,7 +5,8 @@ the arena, or, for one in a mapped file, a number at or above `FILE_KEYS`. It is
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 ObjectId = bytes
 ClientId = Hashable
@@ -18,8 +19,7 @@ FILE_KEYS = 1 << 62
 # To clients
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """Space in the arena: a slab, or room for one object. The client maps it writable."""
 
     client_id: ClientId
@@ -31,8 +31,7 @@ class Grant:
     """Touched before: POPULATE_READ it; else touch and collapse it first."""
 
 
-@dataclass(frozen=True, slots=True)
-class GrantFile:
+class GrantFile(Struct, frozen=True):
     """A file in the spill folder instead of arena space: the client maps it, writes, and seals by `key`."""
 
     client_id: ClientId
@@ -42,8 +41,7 @@ class GrantFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """How much of the store one client keeps from being evicted or spilled."""
 
     client_id: ClientId
@@ -51,8 +49,7 @@ class Holder:
     unsealed_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """Arena and disk are full: ObjectStoreFullError for the client, with the largest holders."""
 
     client_id: ClientId
@@ -62,8 +59,7 @@ class Refuse:
     holders: tuple[Holder, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(Struct, frozen=True):
     """The object is in the arena and pinned once for the client."""
 
     client_id: ClientId
@@ -73,8 +69,7 @@ class Located:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedInFile:
+class LocatedInFile(Struct, frozen=True):
     """The object is in a spill file and pinned there once for the client, which maps it read-only."""
 
     client_id: ClientId
@@ -86,8 +81,7 @@ class LocatedInFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class GetFailed:
+class GetFailed(Struct, frozen=True):
     """The object's only copy could not be read back; it is gone from this node (`Lost` says so too)."""
 
     client_id: ClientId
@@ -96,8 +90,7 @@ class GetFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RecallSlab:
+class RecallSlab(Struct, frozen=True):
     """The store is short: the client should close this slab when it has no write in progress in it."""
 
     client_id: ClientId
@@ -107,22 +100,19 @@ class RecallSlab:
 # To the agent itself
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Somebody waits for an object that is not here: pull it, or wait for its seal."""
 
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted:
+class Evicted(Struct, frozen=True):
     """A secondary copy was dropped: tell the owner that this node has it no more."""
 
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """The only copy here could not be read back from disk: tell the owner."""
 
     object_id: ObjectId
@@ -132,8 +122,7 @@ class Lost:
 # To the spill thread
 
 
-@dataclass(frozen=True, slots=True)
-class SpillPart:
+class SpillPart(Struct, frozen=True):
     object_id: ObjectId
     offset: int
     size: int
@@ -141,8 +130,7 @@ class SpillPart:
     """A multiple of PAGE."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spill:
+class Spill(Struct, frozen=True):
     """Write these objects into a new file; answer `spill_done` or `spill_failed`."""
 
     file_id: int
@@ -150,8 +138,7 @@ class Spill:
     parts: tuple[SpillPart, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(Struct, frozen=True):
     """Read an object from its file to `offset`; answer `restore_done` or `restore_failed` with `offset`."""
 
     object_id: ObjectId
@@ -161,16 +148,14 @@ class Restore:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class MakeFile:
+class MakeFile(Struct, frozen=True):
     """Make an empty file with `size` bytes reserved on disk; answer `file_made` or `file_failed`."""
 
     file_id: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteFile:
+class DeleteFile(Struct, frozen=True):
     """Nothing lives in the file any more."""
 
     file_id: int
@@ -179,16 +164,14 @@ class DeleteFile:
 # To the keeper thread
 
 
-@dataclass(frozen=True, slots=True)
-class Warm:
+class Warm(Struct, frozen=True):
     """Touch a free range ahead of use; answer `warmed`."""
 
     offset: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Punch:
+class Punch(Struct, frozen=True):
     """Give a free range's pages back to the system; answer `punched`."""
 
     offset: int

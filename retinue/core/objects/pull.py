@@ -11,7 +11,8 @@ dies gives its chunks back to the others.
 
 import random
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retinue.core.objects.decisions import ObjectId
 
@@ -22,8 +23,7 @@ WINDOW_CHUNKS = 8  # asked of one source at a time: enough to keep 10 ms at 800 
 RUN_CHUNKS = 4  # consecutive chunks per request
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct, frozen=True):
     """Ask the source for `count` chunks from `first` on; answer `chunk_arrived` for each."""
 
     source_id: SourceId
@@ -32,8 +32,7 @@ class Fetch:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """Ask a partial source which chunks it has beyond the first `seen`; answer `chunks_known`."""
 
     source_id: SourceId
@@ -41,30 +40,26 @@ class Ask:
     seen: int
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Struct, frozen=True):
     """The source may let go of the object: nothing more is asked of it."""
 
     source_id: SourceId
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """Every chunk is here and nothing is on its way any more: seal the object."""
 
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class PullCancelled:
+class PullCancelled(Struct, frozen=True):
     """Nothing is on its way any more: the object's space may go."""
 
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class NoSource:
+class NoSource(Struct, frozen=True):
     """Nobody who has all of it is left: find another (`source_found`) or `cancel`. What has arrived is kept.
 
     Partial sources alone could wait for each other for ever.
@@ -76,8 +71,7 @@ class NoSource:
 PullDecision = Fetch | Ask | Leave | Pulled | PullCancelled | NoSource
 
 
-@dataclass(slots=True)
-class _Source:
+class _Source(Struct):
     """What one source has of one object, as a bitmap of chunks."""
 
     known: int = 0
@@ -86,8 +80,7 @@ class _Source:
     is_being_asked: bool = False
 
 
-@dataclass(slots=True)
-class _Pull:
+class _Pull(Struct):
     object_id: ObjectId
     size: int
     chunks: int

@@ -7,15 +7,14 @@ An object has at most one place in the arena (`memory`) and one in a file (`slot
 entry is left over: its object was freed, or had been sealed before; it goes when its last use ends.
 """
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from retinue.core.objects.decisions import ClientId, ObjectId, RequestId
 
 RequestKey = tuple[ClientId, RequestId]
 
 
-@dataclass(slots=True, eq=False)
-class Client:
+class Client(Struct, eq=False):
     client_id: ClientId
     pinned: dict[int, "Place"] = field(default_factory=dict)  # by key
     extents: dict[int, "Extent"] = field(default_factory=dict)  # being written, by offset
@@ -24,8 +23,7 @@ class Client:
     gets: dict[RequestId, ObjectId] = field(default_factory=dict)  # not answered yet
 
 
-@dataclass(slots=True, eq=False)
-class Extent:
+class Extent(Struct, eq=False):
     """One allocation: a slab, or room for one object."""
 
     offset: int
@@ -38,8 +36,7 @@ class Extent:
     is_recalled: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class SpillFile:
+class SpillFile(Struct, eq=False):
     file_id: int
     size: int
     places: dict[int, "Place"] = field(default_factory=dict)  # by key
@@ -48,8 +45,7 @@ class SpillFile:
     request: "Request | None" = None  # waits for the file to be made
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(Struct, eq=False):
     """One object that exists here."""
 
     object_id: ObjectId
@@ -65,8 +61,7 @@ class Entry:
         return self.is_primary and self.slot is None
 
 
-@dataclass(slots=True, eq=False)
-class Place:
+class Place(Struct, eq=False):
     """Where one copy of an object lies; pins hang on it."""
 
     key: int
@@ -84,8 +79,7 @@ class Place:
         return bool(self.pins) or self.holds > 0
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(Struct, eq=False):
     """Space that somebody waits for: a slab, room for one object, or (with an entry) for a restore."""
 
     client: Client | None

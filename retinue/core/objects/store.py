@@ -15,7 +15,8 @@ in order by the node agent. Nothing here sleeps, reads a clock, or touches the a
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from retinue.core.objects import census
 from retinue.core.objects.allocator import Allocation, Allocator
@@ -53,8 +54,7 @@ MAX_TOMBSTONES = 16_384
 WAITING_LOOKAHEAD = 64  # requests whose sizes are added up when deciding how much to spill
 
 
-@dataclass(slots=True)
-class StoreCounters:
+class StoreCounters(Struct):
     """Totals since the start, in objects and bytes."""
 
     put_objects: int = 0

@@ -16,7 +16,8 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from retinue.core.objects import bulk_wire as wire
 from retinue.core.objects.decisions import ObjectId
@@ -27,37 +28,32 @@ logger = logging.getLogger(__name__)
 NEWS_WAIT_MS = 20  # how long a partial source waits for its next chunk before it answers "nothing new"
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkArrived:
+class ChunkArrived(Struct, frozen=True):
     source_id: SourceId
     object_id: ObjectId
     chunk: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChunksKnown:
+class ChunksKnown(Struct, frozen=True):
     source_id: SourceId
     object_id: ObjectId
     chunks: tuple[int, ...]
     is_complete: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SourceGone:
+class SourceGone(Struct, frozen=True):
     source_id: SourceId
     object_id: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLost:
+class SourceLost(Struct, frozen=True):
     """The link has ended; nothing more is written by it."""
 
     source_id: SourceId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(Struct, frozen=True):
     """No server sends from a place that was ended (`Transfers.end`) any more: its space may go."""
 
     object_id: ObjectId
@@ -86,8 +82,7 @@ def tell(book: PullBook, fact: PullFact) -> list[PullDecision]:
             return book.source_lost(fact.source_id)
 
 
-@dataclass(slots=True, eq=False)
-class _Incoming:
+class _Incoming(Struct, eq=False):
     """An object that is being pulled: where it goes, and which chunks are there, in their order."""
 
     target: memoryview
@@ -307,8 +302,7 @@ class _Session:
         wire.send(self._sock, wire.Header(wire.GONE, object_id))
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     """A request that was sent and not fully answered."""
 
     object_id: ObjectId
