@@ -65,7 +65,7 @@ class BaseID:
         return self._id == b"\xff" * self.SIZE
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._id == other._id  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._id == other._id
 
     def __hash__(self) -> int:
         return hash(self._id)

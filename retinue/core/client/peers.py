@@ -2,7 +2,7 @@
 
 Every process listens; its I/O thread accepts. Connections of kind "peer" carry ownership, cancelling and
 queries and are served here even while user code computes. Connections of kind "calls" are handed to the
-executor. A process whose peer connection breaks is dead to us: its holds end.
+executor, those of kind "door" to the loop of `core.doors`. A process whose peer connection breaks is dead to us: its holds end.
 
 Lives here: accepting, connecting, dispatch of peer messages. Does not: what cancelling does (executor),
 the counts (ownership.table).
@@ -22,7 +22,7 @@ from retinue.core.transport import endpoints
 from retinue.core.transport.threads import Connection, Watcher
 from retinue.core.wire.failures import to_failure
 from retinue.core.wire.handshake import HANDSHAKE_TIMEOUT_S, ServerHandshake
-from retinue.core.wire.messages import Address, Failure, Hello
+from retinue.core.wire.messages import Address, DoorWelcome, Failure, Hello
 
 if TYPE_CHECKING:
     from retinue.core.client.runtime import Runtime
@@ -40,6 +40,8 @@ class Peers:
         self._io = runtime.io
         self.handlers: dict[type, Handler] = {}
         self.adopt_calls: Callable[[Connection], None] | None = None  # set by a worker's executor
+        self.adopt_door: Callable[[socket.socket, Hello], None] | None = None  # set where doors are open
+        self.close_doors: Callable[[], None] | None = None
         self._connections: dict[bytes, Connection] = {}  # outgoing, by worker id
         self._accepted: set[Connection] = set()
         self._connecting: dict[bytes, list[Callable[[Connection | None], None]]] = {}
@@ -133,8 +135,19 @@ class Peers:
             self._io.watch(connection, remove=select.EPOLLIN)
             self._accepted.discard(connection)
             self.adopt_calls(connection)
+        elif message.kind == "door":
+            self._hand_to_doors(connection, message)
         else:
             connection.on_message = self._on_message
+
+    def _hand_to_doors(self, connection: Connection, hello: Hello) -> None:
+        """To the loop that has this process's doors; the caller sends nothing until that welcomes him."""
+        if self.adopt_door is None:
+            connection.send(DoorWelcome(0.0, "no door is open in this process"))
+            connection.close()
+            return
+        self._accepted.discard(connection)
+        self.adopt_door(connection.detach(), hello)
 
     def _accepted_lost(self, connection: Connection) -> None:
         self._accepted.discard(connection)
@@ -225,6 +238,8 @@ class Peers:
 
     def close(self) -> None:
         """Stop listening and close every connection; on the I/O thread's end."""
+        if self.close_doors is not None:
+            self.close_doors()
         for listener, watcher in self._listeners:
             self._io.forget(watcher)
             listener.close()

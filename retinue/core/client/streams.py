@@ -40,9 +40,7 @@ class StreamState:
         self.next_index = 0  # items of a repeated attempt below this are known already
         self.waiters: list[Callable[[], None]] = []
 
-    def item(
-        self, runtime: Runtime, message: StreamItem, payload: bytes
-    ) -> list[Callable[[], None]]:
+    def item(self, runtime: Runtime, message: StreamItem, payload: bytes) -> list[Callable[[], None]]:
         object_id = return_id(self.task_id, message.index + 1)
         if message.index < self.next_index or self.is_finished:
             runtime.ownership.refuse_return(object_id, message.info)

@@ -686,12 +686,12 @@ class TaskSubmitter:
     def _retry_after_error(self, task: TaskRecord, blob: bytes) -> bool:
         """Whether the user's exception is one to retry after; if so it is under way again."""
         wanted = task.retry_exceptions
-        if not wanted or task.retries_left == 0 or task.is_cancelled:
+        if not wanted or task.retries_left == 0:
             return False
         if wanted is not True and not self._is_instance(blob, wanted):
             return False
         if task.is_cancelled:
-            return False  # meanwhile: the lock was free
+            return False  # before, or while the lock was free
         self._count_attempt(task)
         if task.function is None:
             task.pool.retry(task)

@@ -39,7 +39,7 @@ LOOK_INTERVAL_S = 0.002
 RECHECK_S = 0.1
 GATHER_BYTES = 128 * 1024
 GATHER_FRAMES = 16
-# A buffer of 256 KiB for each recv is mapped and unmapped by malloc (40 us a call); a short answer needs none.
+# malloc maps and unmaps a buffer of 256 KiB for each recv (40 us a call); a short answer needs none.
 _SHORT_RECV = (16 * 1024,)
 _LONG_RECV = (RECV_BYTES,)
 _WAIT = (0,)
@@ -401,6 +401,13 @@ class Connection:
     def _leave_loop(self) -> None:
         self.loop.remove_reader(self.fd)
         self.sock.close()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away, from the thread that reads: nothing is told, nothing is read any more."""
+        with self.send_lock:
+            self.is_closed = True
+        self.io.forget(self)
+        return self.sock
 
     def close(self) -> None:
         """End it from this side: what was accepted by the kernel is still delivered."""
