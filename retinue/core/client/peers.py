@@ -2,7 +2,8 @@
 
 Every process listens; its I/O thread accepts. Connections of kind "peer" carry ownership, cancelling and
 queries and are served here even while user code computes. Connections of kind "calls" are handed to the
-executor, those of kind "door" to the loop of `core.doors`. A process whose peer connection breaks is dead to us: its holds end.
+executor, those of kind "door" to the loop of `core.doors`. A process whose peer connection breaks is dead
+to us: its holds end.
 
 Lives here: accepting, connecting, dispatch of peer messages. Does not: what cancelling does (executor),
 the counts (ownership.table).
@@ -143,6 +144,7 @@ class Peers:
     def _hand_to_doors(self, connection: Connection, hello: Hello) -> None:
         """To the loop that has this process's doors; the caller sends nothing until that welcomes him."""
         if self.adopt_door is None:
+            connection.hello = None  # its end says nothing about that process
             connection.send(DoorWelcome(0.0, "no door is open in this process"))
             connection.close()
             return
