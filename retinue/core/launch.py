@@ -9,7 +9,6 @@ lifeline, and brings the config), except a daemonised agent. Lives here: that. D
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import select
@@ -287,27 +286,6 @@ class HeadSupervisor:
             poller.register(pidfd, select.POLLIN)
         ready = poller.poll(None if timeout_s is None else timeout_s * 1000)
         return any(fd == self._wake_r for fd, _ in ready)
-
-
-async def supervise(service: SupervisedProcess) -> None:
-    """Start it, and again whenever it dies, until cancelled (`service.stop()` ends it too). For agents."""
-    loop = asyncio.get_running_loop()
-    while True:
-        service.start(time.monotonic())
-        await _ended(service.pidfd, loop)
-        delay = service.restart_delay(time.monotonic())
-        if delay is None:
-            return
-        await asyncio.sleep(delay)
-
-
-async def _ended(pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
-    ended = loop.create_future()
-    loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
-    try:
-        await ended
-    finally:
-        loop.remove_reader(pidfd)
 
 
 # --- details ------------------------------------------------------------------------------------------------

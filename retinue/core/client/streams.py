@@ -6,7 +6,6 @@ generator (`retinue.core.worker`).
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
@@ -172,6 +171,8 @@ class ObjectRefGenerator(Generic[T]):
 
     async def _changed(self) -> None:
         self._runtime.send_gathered()
+        import asyncio  # whoever comes here has it; see `Runtime._check_not_on_loop`
+
         loop = asyncio.get_running_loop()
         changed: asyncio.Future[None] = loop.create_future()
         thread_id = threading.get_ident()

@@ -28,7 +28,6 @@ from retinue.core.objects.pull import (
     Ask,
     Fetch,
     Leave,
-    NoSource,
     PullBook,
     PullCancelled,
     PullDecision,
@@ -448,7 +447,8 @@ class Pulling:
     async def _connect_owner(self, address: Address) -> LoopConnection:
         try:
             hello = Hello("peer", self._config.address)
-            connection = await transport.connect(address, hello, self._config.token, _ignore, self._owner_lost)
+            token = self._config.token
+            connection = await transport.connect(address, hello, token, _ignore, self._owner_lost)
         except BaseException:
             self._owners.pop(address.worker_id, None)
             raise

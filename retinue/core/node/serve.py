@@ -11,11 +11,12 @@ import socket
 import uvloop
 
 from retinue.core.config import AgentConfig
-from retinue.core.launch import AdminProcess, HeadProcess, SupervisedProcess, supervise
+from retinue.core.launch import AdminProcess, HeadProcess, SupervisedProcess
 from retinue.core.lifeline import Lifeline
 from retinue.core.node.agent import Agent
 from retinue.core.node.zygote_start import ZygoteProcess
 from retinue.core.session import leave
+from retinue.core.supervision import supervise
 
 logger = logging.getLogger(__name__)
 
