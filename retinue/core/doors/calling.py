@@ -22,7 +22,7 @@ from retinue.core.doors.errors import (
 )
 from retinue.core.doors.flow import MAX_ITEM_BYTES, PIECE_BYTES, WINDOW_ITEMS, ClockOffset, Inbox
 from retinue.core.doors.ledger import Ledger
-from retinue.core.doors.protocol import DoorProtocol, Flow
+from retinue.core.doors.protocol import DoorProtocol, Flow, as_bytes
 from retinue.core.errors import RetinueTaskError, UnserializableException
 from retinue.core.serialization import deserialize
 from retinue.core.wire import messages
@@ -308,18 +308,20 @@ class CallerProtocol(DoorProtocol):
             theirs = deadline + self.clock.offset_s
             if self._sweep_timer is None or deadline < self._sweep_at:
                 self._sweep_soon(deadline)
-        self.calls[call_id] = call
         credit = 0
         if form != DOOR_CALL:
             credit = WINDOW_ITEMS
             call.inbox = Inbox(max_item_bytes=self._max_item_bytes)
+        if type(body) is not bytes:
+            body = as_bytes(body)
         has_more = items is not None
         first: bytes | memoryview = body
         if len(body) > PIECE_BYTES:
             has_more = True
             first = memoryview(body)[:PIECE_BYTES]
-        send = self.send if len(self.calls) > 1 else self.send_lone
+        send = self.send if self.calls else self.send_lone
         send(DoorCall(call_id, door, method, theirs, request_id, trace, credit, form, has_more), first)
+        self.calls[call_id] = call
         if has_more:
             call.flow = Flow(self, call_id, WINDOW_ITEMS)
             if items is None:
@@ -347,6 +349,9 @@ class CallerProtocol(DoorProtocol):
         except Exception as error:  # noqa: BLE001 - the caller's generator: the caller gets it
             if not call.is_over:
                 self.cancel(call, error)
+        finally:
+            if hasattr(items, "aclose"):
+                await items.aclose()
 
     async def wait_reply(self, call: Call) -> Any:
         """The reply's payload; None if items have come instead."""

@@ -29,6 +29,13 @@ UNBOUNDED_ITEMS = 1 << 60
 Handler = Callable[[Any, bytes], None]
 
 
+def as_bytes(value: object) -> bytes:
+    """Raises TypeError for what is neither bytes nor like them."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"doors carry bytes, not {type(value).__name__}")
+    return bytes(value)
+
+
 class DoorProtocol(asyncio.Protocol):
     """Base of both ends. Messages go to `handlers` by type; an exception in one ends the connection."""
 
@@ -212,6 +219,8 @@ class Flow:
 
     def offer(self, item: bytes) -> bool:
         """Send an item if there is room for it now; else False: `send` it."""
+        if type(item) is not bytes:
+            item = as_bytes(item)
         window = self.window
         size = len(item)
         protocol = self._protocol

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import socket
 import time
@@ -18,7 +19,7 @@ from retinue.core.doors import ledger
 from retinue.core.doors.errors import DoorBodyTooLargeError, DoorClosedError, DoorRefusedError
 from retinue.core.doors.flow import MAX_ITEM_BYTES, PIECE_BYTES, WINDOW_ITEMS, Inbox
 from retinue.core.doors.ledger import Ledger
-from retinue.core.doors.protocol import DoorProtocol, Flow
+from retinue.core.doors.protocol import DoorProtocol, Flow, as_bytes
 from retinue.core.errors import RetinueError, RetinueTaskError, format_remote_traceback
 from retinue.core.serialization import serialize_error
 from retinue.core.wire.messages import (
@@ -46,6 +47,8 @@ from retinue.core.wire.messages import (
     DoorWelcome,
     Hello,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_CALLS = 16_384  # of one connection at once; more are refused
 MAX_TEXT_CHARS = 32_768  # of a traceback
@@ -104,11 +107,19 @@ class Door:
         self.ongoing = 0  # calls whose handlers run
         self.is_closed = False
         self._host = host
+        self._has_load = hasattr(handler, "load")
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
     def load(self) -> int:
-        return getattr(self.handler, "load", 0)
+        """What the handler says of itself. A mistake in it must not cost a reply."""
+        if not self._has_load:
+            return 0
+        try:
+            return int(self.handler.load)
+        except Exception:  # user code
+            logger.exception("door %r cannot tell its load", self.name)
+            return 0
 
     def began(self) -> None:
         self.ongoing += 1
@@ -346,6 +357,8 @@ class HandlerProtocol(DoorProtocol):
                 payload = await door.handler.call(call.method, body, context)
             else:
                 payload = await self._answer(door.handler, call, body, context)
+            if type(payload) is not bytes:
+                payload = as_bytes(payload)
             if len(payload) > PIECE_BYTES:
                 payload = await self._send_long(call.call_id, payload)
         except DoorRefusedError as refusal:
