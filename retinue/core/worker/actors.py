@@ -1,4 +1,4 @@
-"""Hosting an actor: making the instance, finding its methods, and the executors of synchronous and threaded ones.
+"""Hosting an actor: making the instance, finding its methods, the executors of synchronous and threaded ones.
 
 Lives here: those. Does not: async actors (`aio`), the loop that reads sockets (`sync`).
 """
@@ -52,7 +52,16 @@ def make_instance(
     if spec.args_object is not None:
         options = CallOptions(args_object=spec.args_object)
     args = payload[message.class_size :]
-    call = Call(spec.actor_id + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE), spec.class_key, "__init__", 1, spec.args_size, 0, 0, options)
+    call = Call(
+        spec.actor_id + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE),
+        spec.class_key,
+        "__init__",
+        1,
+        spec.args_size,
+        0,
+        0,
+        options,
+    )
     runtime.context.task_id = runtime.context.put_task_id = runtime.ids.task_id()
     running = runner.started(call)
     context.running.set(running)
@@ -85,7 +94,7 @@ def _construct(
 
 
 def creation_error(facts: context.WorkerFacts, error: BaseException) -> ActorDiedError:
-    """What every call of an actor gets whose constructor raised: as in Ray, not an instance of the user's type."""
+    """What calls of an actor get whose constructor raised: as in Ray, not an instance of the user's type."""
     spec = facts.actor_spec
     assert spec is not None
     where = (

@@ -171,7 +171,7 @@ class AsyncActorExecutor:
         self._early.clear()
         await self._stopped.wait()
         deadline = time.monotonic() + ANSWERS_S
-        while self.runner.has_unanswered() and time.monotonic() < deadline:
+        while self.runner.has_unanswered() and time.monotonic() < deadline:  # noqa: ASYNC110 - once in its life
             await asyncio.sleep(0.002)
         self._flush()
         return self._stopping
@@ -251,9 +251,7 @@ class AsyncActorExecutor:
         if running.borrowed is None and running.order is None:
             self._on_loop(self._send, connection, frame)
         else:
-            self.runner.conclude(
-                running, frame, lambda last: self._on_loop(self._send, connection, last)
-            )
+            self.runner.conclude(running, frame, lambda last: self._on_loop(self._send, connection, last))
 
     async def _call(
         self, connection: Connection, running: context.RunningCall, call: Call, payload: bytes
@@ -264,9 +262,7 @@ class AsyncActorExecutor:
             # Arguments in the store are fetched by a round trip or a transfer: not on the loop.
             assert self._loop is not None
             own = contextvars.copy_context()
-            loading = self._loop.run_in_executor(
-                None, own.run, self.runner.load_args, running, call, payload
-            )
+            loading = self._loop.run_in_executor(None, own.run, self.runner.load_args, running, call, payload)
             args, kwargs = await loading
         else:
             args, kwargs = self.runner.load_args(running, call, payload)

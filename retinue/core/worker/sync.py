@@ -1,4 +1,4 @@
-"""The executor of tasks and of synchronous actors: one thread reads its callers' sockets and runs their calls.
+"""The executor of tasks and synchronous actors: one thread reads its callers' sockets and runs their calls.
 
 Reading on the thread that runs user code saves the hand-over between threads (32,000 calls/s against
 17,000). Replies are gathered while there is more to do, and the I/O thread flushes them every 2 ms
@@ -197,7 +197,7 @@ class SyncExecutor(WaitHook):
     # --- the main thread
 
     def install_interrupts(self) -> None:
-        """SIGINT raises KeyboardInterrupt only in the very task that is to be cancelled, and in its own code."""
+        """SIGINT raises KeyboardInterrupt only in the very task that is to be cancelled, in its own code."""
         self._main_thread = threading.get_ident()
         signal.signal(signal.SIGINT, self._on_interrupt)
 
@@ -323,9 +323,7 @@ class SyncExecutor(WaitHook):
         # Another attempt makes other objects: those of the first may still be held.
         ctx.put_task_id = running.task_id if not running.attempt else self.runtime.ids.task_id()
 
-    def _call(
-        self, connection: Connection, running: context.RunningCall, call: Call, payload: bytes
-    ) -> Any:
+    def _call(self, connection: Connection, running: context.RunningCall, call: Call, payload: bytes) -> Any:
         """Run user code; its arguments are gone when this returns, unless user code kept them."""
         if self._cancelled and call.task_id in self._cancelled:
             running.is_cancelled = running.was_interrupted = True
@@ -402,9 +400,7 @@ class SyncExecutor(WaitHook):
 
     # --- streaming
 
-    def _stream(
-        self, connection: Connection, running: context.RunningCall, call: Call, value: Any
-    ) -> None:
+    def _stream(self, connection: Connection, running: context.RunningCall, call: Call, value: Any) -> None:
         """Send a generator's items as they come, pausing while the consumer is behind."""
         if not is_generator(value):
             raise TypeError(
