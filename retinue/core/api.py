@@ -120,12 +120,13 @@ def wait(
         raise ValueError(f"num_returns is at least 1, got {num_returns!r}")
     if num_returns > len(ray_waitables):
         raise ValueError(f"num_returns is {num_returns}, but there are only {len(ray_waitables)} references")
-    if any(isinstance(w, ObjectRefGenerator) for w in ray_waitables):
+    kinds = set(map(type, ray_waitables))  # in C, as it is asked 1,000 times for 1,000 references
+    if ObjectRefGenerator in kinds:
         return _wait_for_generators(ray_waitables, num_returns, timeout)
-    for ref in ray_waitables:
-        if type(ref) is not ObjectRef:
-            raise TypeError(f"wait() takes a list of ObjectRefs, which holds a {type(ref).__name__}")
-    if len(set(ray_waitables)) != len(ray_waitables):
+    if kinds != {ObjectRef}:
+        wrong = (kinds - {ObjectRef}).pop()
+        raise TypeError(f"wait() takes a list of ObjectRefs, which holds a {wrong.__name__}")
+    if len({ref._id for ref in ray_waitables}) != len(ray_waitables):
         raise ValueError("wait() takes each reference once; the list holds duplicates")
     return get_runtime().wait(ray_waitables, num_returns, timeout, fetch_local)
 

@@ -141,4 +141,5 @@ class ObjectRef(Struct, Generic[T], frozen=True, gc=False):
 
 
 def _restore(object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
-    return _required_runtime().add_reference(object_id, owner)
+    runtime = _runtime or _required_runtime()
+    return runtime.add_reference(object_id, owner)
