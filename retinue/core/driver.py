@@ -175,6 +175,7 @@ class Driver:
         runtime.store.attach(registered.arena_path)
         runtime.node_labels = registered.labels
         runtime.node_ip = registered.node_ip
+        runtime.listeners_path = registered.listeners_path
         runtime.session_dir = self.session_dir
 
     def _on_agent_message(self, connection: Connection, message: Any, payload: bytes) -> None:

@@ -112,6 +112,8 @@ class Runtime:
         self.is_stopping = False
         self._pid = os.getpid()
         self.warned_blocking = False
+        self.listeners_path = ""  # where the node hands out listening sockets
+        self.extensions: dict[type, Any] = {}  # what `core.doors` keeps of this process, by class
         self.callbacks = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="retinue-callbacks")
         self.gathering: deque[Connection] = deque()  # connections with calls that wait to be sent together
         self._busy_until = 0.0

@@ -22,6 +22,7 @@ from retinue.core.node.actors import ActorRoom
 from retinue.core.node.cluster import Cluster
 from retinue.core.node.leasing import Leasing
 from retinue.core.node.limits import cpu_count, node_resources, store_bytes
+from retinue.core.node.listeners import ListenerRoom
 from retinue.core.node.logs import LogFollower
 from retinue.core.node.pool import WorkerPool
 from retinue.core.node.processes import DRIVER, WORKER, Process, Processes
@@ -94,6 +95,7 @@ class Agent:
             spill_dir=config.spill_dir,
             disk_reserve=float(knobs.get("disk_reserve", MIN_FREE_SHARE)),
         )
+        self.listeners = ListenerRoom(config.node_dir)
         self.pulling = Pulling(config, self.store, rng=rng)
         self.logs = LogFollower(self._show_lines)
         self.queries = QueryRoom(
@@ -136,6 +138,7 @@ class Agent:
         os.makedirs(os.path.join(self.config.node_dir, "logs"), mode=0o700, exist_ok=True)
         self.spawner.run(self._loop)
         self.store.run()
+        self.listeners.run()
         self.leasing.run()
         for listener in listeners:
             token = None if listener.family == socket.AF_UNIX else self.config.token
@@ -172,6 +175,7 @@ class Agent:
             self._cluster_task.cancel()
             await asyncio.wait([self._cluster_task])
         self.cluster.close()
+        self.listeners.close()
         for connection in list(self._connections):
             connection.on_close = None
             connection.close()
@@ -273,6 +277,7 @@ class Agent:
             config.labels,
             total,
             accelerator_ids=self._accelerator_ids,
+            listeners_path=self.listeners.path,
         )
         if process.kind == WORKER:
             connection.send(registered)
@@ -346,6 +351,7 @@ class Agent:
                 raise RetinueSystemError(f"an agent does not take {type(message).__name__} from the head")
 
     def _job_finished(self, job_id: bytes) -> None:
+        self.listeners.job_finished(job_id)
         keep_clients, keep_workers = self.actors.job_of_detached(job_id)
         self.leasing.job_finished(job_id, keep_clients, keep_workers)
 

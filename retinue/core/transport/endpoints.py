@@ -50,16 +50,7 @@ def connect(
     (nobody listens there) or AuthenticationError.
     """
     if address.path and (address.node_id == node_id or not address.port):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(timeout_s)
-        try:
-            with _reachable(address.path) as short:
-                sock.connect(short)
-        except BaseException:
-            sock.close()
-            raise
-        sock.settimeout(None)
-        return sock, b""
+        return connect_unix(address.path, timeout_s=timeout_s), b""
     sock = socket.create_connection((address.host, address.port), timeout=timeout_s)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -69,6 +60,20 @@ def connect(
         raise
     sock.settimeout(None)
     return sock, rest
+
+
+def connect_unix(path: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
+    """A blocking socket connected to `path`, however long that is. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout_s)
+    try:
+        with _reachable(path) as short:
+            sock.connect(short)
+    except BaseException:
+        sock.close()
+        raise
+    sock.settimeout(None)
+    return sock
 
 
 def prove(sock: socket.socket, token: bytes) -> bytes:

@@ -101,6 +101,7 @@ class Worker:
         self.facts.node_accelerators = registered.accelerator_ids
         runtime.node_labels = registered.labels
         runtime.node_ip = registered.node_ip
+        runtime.listeners_path = registered.listeners_path
         runtime.session_dir = registered.session_dir
 
     def run(self) -> None:
