@@ -148,3 +148,53 @@ def test_an_owner_learns_which_copies_gave_way(cluster: Cluster, tmp_path: Path)
 
     wait_until(lambda: all(known(ref) == held(ref) for ref in refs))
     assert {len(held(ref)) for ref in refs} == {1, 2}
+
+
+def test_what_a_dead_process_owned_is_freed_on_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    @retinue.remote(num_cpus=0)
+    class Owner:
+        def own(self, path: str) -> list[Any]:
+            self.refs = [retinue.put(np.ones(SIZE, dtype=np.uint8)), make.remote(path)]
+            return self.refs
+
+    owner = Owner.options(scheduling_strategy="SPREAD").remote()
+    refs = retinue.get(owner.own.remote(str(tmp_path / "log")), timeout=30)
+    for ref in refs:
+        assert retinue.get(ref, timeout=30).size == SIZE  # and so there are copies here too
+    names = [ref.hex() for ref in refs]
+    assert all(copies(cluster, name) for name in names)
+    retinue.kill(owner)
+    wait_until(lambda: not any(copies(cluster, name) for name in names))
+
+
+def test_a_detached_actor_keeps_its_large_arguments(cluster: Cluster) -> None:
+    @retinue.remote(num_cpus=0, max_restarts=1, lifetime="detached", name="kept")
+    class Kept:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def total(self) -> int:
+            return int(self.array.sum())
+
+    @retinue.remote(num_cpus=0)
+    class Maker:
+        def make(self) -> int:
+            self.kept = Kept.remote(np.ones(SIZE, dtype=np.uint8))
+            return retinue.get(self.kept.total.remote())
+
+    maker = Maker.remote()
+    assert retinue.get(maker.make.remote(), timeout=30) == SIZE
+    kept = retinue.get_actor("kept")
+    retinue.kill(maker)
+    with pytest.raises(retinue.exceptions.ActorDiedError):
+        retinue.get(maker.make.remote(), timeout=30)
+    retinue.kill(kept, no_restart=False)
+
+    def is_back() -> bool:
+        try:
+            return bool(retinue.get(kept.total.remote(), timeout=30) == SIZE)
+        except retinue.exceptions.ActorUnavailableError:
+            return False
+
+    wait_until(is_back)
+    retinue.kill(kept)

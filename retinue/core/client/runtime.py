@@ -27,7 +27,7 @@ from retinue.core.client.actor_calls import ActorCaller
 from retinue.core.client.head import HeadClient
 from retinue.core.client.ownership import OwnershipService
 from retinue.core.client.peers import Peers
-from retinue.core.client.store import StoreClient
+from retinue.core.client.store import NOBODY, StoreClient
 from retinue.core.client.submission import TaskSubmitter
 from retinue.core.errors import (
     GetTimeoutError,
@@ -302,10 +302,16 @@ class Runtime:
         return ObjectRef(object_id)
 
     def put_stored(
-        self, object_id: bytes, serialized: Serialized, contained: list[bytes] | None, refs: int = 1
+        self,
+        object_id: bytes,
+        serialized: Serialized,
+        contained: list[bytes] | None,
+        refs: int = 1,
+        *,
+        outlives: bool = False,
     ) -> None:
-        """Write a value into the node's store and own it."""
-        self.store.write(object_id, serialized)
+        """Write a value into the node's store and own it. `outlives`: it stays there without us."""
+        self.store.write(object_id, serialized, NOBODY if outlives else None)
         with self.lock:
             self.table.own_stored(object_id, serialized.size, self.node_id, contained, refs)
         self.io.wake_if_sleeping()  # without objects it hardly looks for dropped references

@@ -22,6 +22,7 @@ from retinue.core.ownership.table import STORED
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.messages import (
     AbortObject,
+    Address,
     CancelPin,
     CreateObject,
     PinObject,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from retinue.core.serialization import Serialized
 
 ATTACH_TIMEOUT_S = 10.0
+NOBODY = Address(b"", b"", "")  # as an owner: what outlives every process
 
 
 class StoreClient:
@@ -80,13 +82,16 @@ class StoreClient:
 
     # --- writing
 
-    def write(self, object_id: bytes, serialized: Serialized) -> None:
-        """Write a value's blob and seal it. Raises ObjectStoreFullError, naming the largest holders."""
+    def write(self, object_id: bytes, serialized: Serialized, owner: Address | None = None) -> None:
+        """Write a value's blob and seal it. Raises ObjectStoreFullError, naming the largest holders.
+
+        It goes when its owner dies: this process by default; NOBODY never does.
+        """
         size = serialized.size
         if is_single(size):
             self._give_back()
             granted = self._ask_for_space(CreateObject(0, object_id, size))
-            self._write_granted(object_id, serialized, granted)
+            self._write_granted(object_id, serialized, granted, owner)
             return
         while True:
             with self._lock:
@@ -98,13 +103,13 @@ class StoreClient:
             self._give_back()
             granted = self._ask_for_space(SlabRequest(0, wanted, size))
             if not granted.is_slab:
-                self._write_granted(object_id, serialized, granted)
+                self._write_granted(object_id, serialized, granted, owner)
                 return
             self._use_slab(granted)
         try:
             target = view[offset - start : offset - start + size]
             _copy_parts(target, serialized)
-            self._agent().send(Sealed([(object_id, offset, size, 0)]))
+            self._agent().send(Sealed([(object_id, offset, size, 0)], owner))
         finally:
             with self._lock:
                 closed = self._cursor.finished(offset)
@@ -136,7 +141,9 @@ class StoreClient:
             self.arena().unmap_writable(slab.offset, slab.size)
             self._agent().send(SlabClosed(slab.offset, slab.used))
 
-    def _write_granted(self, object_id: bytes, serialized: Serialized, granted: SpaceGranted) -> None:
+    def _write_granted(
+        self, object_id: bytes, serialized: Serialized, granted: SpaceGranted, owner: Address | None
+    ) -> None:
         agent = self._agent()
         size = serialized.size
         try:
@@ -156,7 +163,7 @@ class StoreClient:
         except BaseException:
             agent.send(AbortObject(granted.key))
             raise
-        agent.send(Sealed([(object_id, granted.key, size, 0)]))
+        agent.send(Sealed([(object_id, granted.key, size, 0)], owner))
 
     def recalled(self, message: SlabRecall) -> None:
         """The agent wants a slab back; it goes when no write is in progress in it."""

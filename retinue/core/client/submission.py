@@ -130,8 +130,11 @@ class TaskSubmitter:
 
     # --- arguments
 
-    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
-        """Pickle a call's arguments now (they may change later) and hold the objects in them."""
+    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, outlives: bool = False) -> Prepared:
+        """Pickle a call's arguments now (they may change later) and hold the objects in them.
+
+        `outlives`: the pickle is needed after this process's end, by a detached actor that starts again.
+        """
         if not args and not kwargs:
             return NO_ARGUMENTS
         slots: list[ObjectRef[Any]] = []
@@ -158,7 +161,7 @@ class TaskSubmitter:
         if serialized.size > INLINE_ARGS_LIMIT_BYTES:
             object_id = runtime.next_put_id()
             try:
-                runtime.put_stored(object_id, serialized, None, refs=0)
+                runtime.put_stored(object_id, serialized, None, refs=0, outlives=outlives)
             except BaseException:
                 with runtime.lock:
                     runtime.table.unuse_all(deps)

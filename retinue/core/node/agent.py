@@ -24,6 +24,7 @@ from retinue.core.node.leasing import Leasing
 from retinue.core.node.limits import cpu_count, node_resources, store_bytes
 from retinue.core.node.listeners import ListenerRoom
 from retinue.core.node.logs import LogFollower
+from retinue.core.node.owners import OwnerRoom
 from retinue.core.node.pool import WorkerPool
 from retinue.core.node.processes import DRIVER, WORKER, Process, Processes
 from retinue.core.node.pulling import Pulling
@@ -96,7 +97,8 @@ class Agent:
             disk_reserve=float(knobs.get("disk_reserve", MIN_FREE_SHARE)),
         )
         self.listeners = ListenerRoom(config.node_dir)
-        self.pulling = Pulling(config, self.store, rng=rng)
+        self.owners = OwnerRoom(config)
+        self.pulling = Pulling(config, self.store, self.owners, rng=rng)
         self.logs = LogFollower(self._show_lines)
         self.queries = QueryRoom(
             config,
@@ -124,6 +126,8 @@ class Agent:
         self.leasing.on_change = self.cluster.report_soon
         self.leasing.address_of_node = self.cluster.address_of
         self.pulling.address_of_node = self.cluster.address_of
+        self.owners.on_orphans = self._free_here
+        self.owners.is_alive_here = lambda worker_id: self.processes.get(worker_id) is not None
         self.actors.on_named = self._follow
         self.cluster.on_head_message = self._from_head
         self.cluster.on_node_message = self._message
@@ -171,6 +175,7 @@ class Agent:
         self.queries.close()
         self.spawner.close(keep=keep)
         await self.pulling.close()
+        self.owners.close()
         if self._cluster_task is not None:
             self._cluster_task.cancel()
             await asyncio.wait([self._cluster_task])
@@ -209,7 +214,7 @@ class Agent:
             m.CreateObject: lambda process, message, payload: store.object_created(
                 process.worker_id, message
             ),
-            m.Sealed: lambda process, message, payload: store.sealed(process.worker_id, message),
+            m.Sealed: self._sealed,
             m.SlabClosed: lambda process, message, payload: store.slab_closed(process.worker_id, message),
             m.AbortObject: lambda process, message, payload: store.aborted(process.worker_id, message),
             m.PinObject: lambda process, message, payload: store.pin(process.worker_id, message),
@@ -300,6 +305,7 @@ class Agent:
 
     def _process_dead(self, process: Process, death: m.DeathInfo) -> None:
         self.store.died(process.worker_id)
+        self.owners.process_died(process.worker_id)
         self.actors.process_died(process, death)
         self.leasing.process_died(process, death)
         self.cluster.tell_head(m.OwnerGone(process.worker_id))
@@ -320,11 +326,22 @@ class Agent:
     # --- the store's connections to the rest
 
     def _free_objects(self, connection: LoopConnection, message: m.FreeObjects, payload: bytes) -> None:
-        self.pulling.freed(message.object_ids)
-        self.store.freed(message.object_ids)
+        self._free_here(message.object_ids)
         for node_id in message.nodes:
             if node_id != self.config.node_id:
                 self.cluster.send_to_node(node_id, m.FreeObjects(message.object_ids))
+
+    def _free_here(self, object_ids: list[bytes]) -> None:
+        self.owners.forget(object_ids)
+        self.pulling.freed(object_ids)
+        self.store.freed(object_ids)
+
+    def _sealed(self, process: Process, message: m.Sealed, payload: bytes) -> None:
+        self.store.sealed(process.worker_id, message)
+        owner = message.owner or process.address
+        assert owner is not None
+        books = self.store.books
+        self.owners.holds([object_id for object_id, *_ in message.objects if object_id in books], owner)
 
     def _keep_objects(self, connection: LoopConnection, message: m.KeepObjects, payload: bytes) -> None:
         for node_id in message.nodes or [self.config.node_id]:

@@ -2,8 +2,8 @@
 
 One task per object that somebody here waits for: room, sources, chunks, seal. Which chunk is asked of whom
 decides `objects.pull`; `objects.transfer` moves the bytes over connections of kind "pull", which after
-their Hello and an Ok carry no frames any more. Lives here: those tasks and connections, and asking owners
-where an object is. Does not: the store's books (`store`).
+their Hello and an Ok carry no frames any more. Lives here: those tasks and connections. Does not: the
+store's books (`store`), or whose the objects are (`owners`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from retinue.core.config import AgentConfig
 from retinue.core.errors import RetinueError
+from retinue.core.node.owners import OwnerRoom
 from retinue.core.node.store import AGENT, OwnPin, OwnSpace, StoreRoom
 from retinue.core.objects import decisions as d
 from retinue.core.objects.arena import map_file, map_file_writable
@@ -35,16 +36,13 @@ from retinue.core.objects.pull import (
 )
 from retinue.core.objects.transfer import Fact, Released, SourceLost, Transfers, tell
 from retinue.core.transport import endpoints
-from retinue.core.transport import loop as transport
 from retinue.core.transport.loop import LoopConnection
 from retinue.core.wire.framing import FrameDecoder, encode
 from retinue.core.wire.messages import (
     Address,
     CopyAdded,
-    CopyLost,
     Hello,
     Locate,
-    Message,
     Ok,
     PinObject,
 )
@@ -89,7 +87,9 @@ class Pull:
 class Pulling:
     """Build, `run`, `close` (before the store)."""
 
-    def __init__(self, config: AgentConfig, store: StoreRoom, *, rng: random.Random) -> None:
+    def __init__(
+        self, config: AgentConfig, store: StoreRoom, owners: OwnerRoom, *, rng: random.Random
+    ) -> None:
         self.address_of_node: Callable[[bytes], Address | None] = lambda node_id: None
         self._config = config
         self._store = store
@@ -99,8 +99,7 @@ class Pulling:
         self._pulls: dict[bytes, Pull] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: dict[bytes, asyncio.Task[bool]] = {}
-        self._owner_of: dict[bytes, Address] = {}  # of the copies that were pulled
-        self._owners: dict[bytes, asyncio.Task[LoopConnection]] = {}  # peer connections, by worker id
+        self._owners = owners
         self._requests = itertools.count(1)
         self._spaces: dict[int, Pull] = {}
         self._opening: dict[int, tuple[bytes, concurrent.futures.Future[memoryview | None]]] = {}
@@ -119,10 +118,6 @@ class Pulling:
         for _, future in list(self._opening.values()):
             future.cancel()
         await self._loop.run_in_executor(None, self._transfers.stop)
-        for connecting in list(self._owners.values()):
-            connecting.cancel()
-            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-                connecting.result().close()
 
     # --- pulling
 
@@ -138,7 +133,6 @@ class Pulling:
 
     def freed(self, object_ids: list[bytes]) -> None:
         for object_id in object_ids:
-            self._owner_of.pop(object_id, None)
             pull = self._pulls.get(object_id)
             if pull is not None:
                 pull.is_cancelled = True
@@ -195,8 +189,8 @@ class Pulling:
 
     def _has_come(self, pull: Pull) -> None:
         if pull.object_id in self._store.books:  # else it was freed meanwhile
-            self._owner_of[pull.object_id] = pull.owner
-        self._tell_owner(pull.owner, CopyAdded(pull.object_id, self._config.node_id))
+            self._owners.holds([pull.object_id], pull.owner)
+        self._owners.tell(pull.owner, CopyAdded(pull.object_id, self._config.node_id))
 
     async def _seal_came(self, pull: Pull) -> bool:
         """It was made here: its maker's notice may lie unread while the reader's request is read."""
@@ -432,54 +426,15 @@ class Pulling:
     async def _locate(self, pull: Pull, *, is_pulling: bool = False) -> Any:
         """`is_pulling`: the owner may name this node to others who pull it."""
         async with asyncio.timeout(ASK_OWNER_TIMEOUT_S):
-            connection = await self._owner(pull.owner)
+            connection = await self._owners.connection(pull.owner)
             puller = self._config.node_id if is_pulling else b""
             located, _ = await connection.request(Locate(0, pull.object_id, wait=False, puller=puller))
         return located
 
-    async def _owner(self, address: Address) -> LoopConnection:
-        """The one connection to an owner: what is said to it arrives in order. Raises OSError."""
-        task = self._owners.get(address.worker_id)
-        if task is None:
-            task = self._owners[address.worker_id] = self._loop.create_task(self._connect_owner(address))
-        return await asyncio.shield(task)
-
-    async def _connect_owner(self, address: Address) -> LoopConnection:
-        try:
-            hello = Hello("peer", self._config.address)
-            token = self._config.token
-            connection = await transport.connect(address, hello, token, _ignore, self._owner_lost)
-        except BaseException:
-            self._owners.pop(address.worker_id, None)
-            raise
-        connection.context = address.worker_id
-        if connection.is_closed:
-            self._owners.pop(address.worker_id, None)
-        return connection
-
-    def _owner_lost(self, connection: LoopConnection) -> None:
-        self._owners.pop(connection.context, None)
-
-    def _tell_owner(self, owner: Address, message: Message) -> None:
-        async def send() -> None:
-            try:
-                (await self._owner(owner)).send(message)
-            except (OSError, RetinueError) as error:
-                logger.debug("an object's owner cannot be told: %s", error)
-
-        task = self._loop.create_task(send())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _waiting_owner(self, object_id: bytes) -> Address | None:
-        waiting = self._store.waiting_for(object_id)
-        return waiting.owner if waiting is not None else None
-
     def _gone(self, object_id: bytes) -> None:
         """This node's copy was evicted, or could not be read back."""
-        owner = self._owner_of.pop(object_id, None) or self._waiting_owner(object_id)
-        if owner is not None and not self._is_closed:
-            self._tell_owner(owner, CopyLost(object_id, self._config.node_id))
+        waiting = self._store.waiting_for(object_id)
+        self._owners.gone(object_id, waiting.owner if waiting is not None else None)
 
 
 class ServerPin:
@@ -520,7 +475,3 @@ def _await_ok(sock: socket.socket, rest: bytes) -> None:
         if not chunk:
             raise ConnectionError("the other agent closed the bulk connection")
         decoder.feed(chunk)
-
-
-def _ignore(connection: LoopConnection, message: Any, payload: bytes) -> None:
-    """Owners say nothing that was not asked."""

@@ -512,6 +512,7 @@ class Sealed(Message, tag=55):
     """
 
     objects: list[tuple[bytes, int, int, int]]
+    owner: Address | None = None  # whose they are, with whom they go; None: the sender's
 
 
 class PinObject(Message, tag=56):

@@ -207,16 +207,19 @@ class CallRunner:
             if is_inline:
                 room -= part.size
                 blobs.append(part.to_bytes())
-            node_id = b"" if is_inline else self._store(return_id(call.task_id, index), part)
+            node_id = b"" if is_inline else self._store(connection, return_id(call.task_id, index), part)
             infos.append(ReturnInfo(part.size, node_id))
         self._hand_over(
             connection,
             [part.found for part in parts],
-            lambda refs: send(encode(Reply(call.task_id, 0, exec_us, _with_refs(infos, refs)), b"".join(blobs))),
+            lambda refs: send(
+                encode(Reply(call.task_id, 0, exec_us, _with_refs(infos, refs)), b"".join(blobs))
+            ),
         )
 
-    def _store(self, object_id: bytes, part: Serialized) -> bytes:
-        self.runtime.store.write(object_id, part)
+    def _store(self, connection: Connection, object_id: bytes, part: Serialized) -> bytes:
+        assert connection.hello is not None  # the caller's, whose it is
+        self.runtime.store.write(object_id, part, connection.hello.sender)
         return self.runtime.node_id
 
     def _hand_over(
@@ -252,7 +255,7 @@ class CallRunner:
         part = serialize(value)
         is_inline = part.size <= INLINE_LIMIT_BYTES
         payload = part.to_bytes() if is_inline else b""
-        node_id = b"" if is_inline else self._store(return_id(call.task_id, index + 1), part)
+        node_id = b"" if is_inline else self._store(connection, return_id(call.task_id, index + 1), part)
         if not part.found:
             order.send(encode(StreamItem(call.task_id, index, ReturnInfo(part.size, node_id)), payload))
             return
@@ -261,7 +264,9 @@ class CallRunner:
             connection,
             [part.found],
             lambda refs: fill(
-                encode(StreamItem(call.task_id, index, ReturnInfo(part.size, node_id, False, refs[0])), payload)
+                encode(
+                    StreamItem(call.task_id, index, ReturnInfo(part.size, node_id, False, refs[0])), payload
+                )
             ),
         )
 

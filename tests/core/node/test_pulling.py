@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retinue.core.config import AgentConfig
+from retinue.core.node.owners import OwnerRoom
 from retinue.core.node.pulling import Pulling
 from retinue.core.node.store import StoreRoom
 from retinue.core.objects import bulk_wire as wire
@@ -91,12 +92,13 @@ class Node:
         address = Address(self.node_id, self.node_id, "", "127.0.0.1", 1)
         config = AgentConfig("c", self.node_id, address, address, b"", str(path), str(path), -1)
         self.room = StoreRoom(budget_bytes=32 * MIB, node_dir=str(path), spill_dir="")
-        self.pulling = Pulling(config, self.room, rng=random.Random(1))
+        self.owners = OwnerRoom(config)
+        self.owners.connection = self._find_owner  # type: ignore[assignment,method-assign]
+        self.pulling = Pulling(config, self.room, self.owners, rng=random.Random(1))
         self.pulling.address_of_node = lambda node_id: Address(node_id, node_id, "", "127.0.0.1", 1)
         self.pulling._connect_blocking = lambda address: cluster.connect(  # type: ignore[method-assign]
             self, address.node_id
         )
-        self.pulling._owner = self._find_owner  # type: ignore[assignment,method-assign]
         self._owner = cluster.owner
         self.answers: list[Any] = []
         self.room.run()
@@ -124,6 +126,7 @@ class Node:
 
     async def close(self) -> None:
         await self.pulling.close()
+        self.owners.close()
         await self.room.close()
 
 
