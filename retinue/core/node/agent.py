@@ -96,8 +96,8 @@ class Agent:
             spill_dir=config.spill_dir,
             disk_reserve=float(knobs.get("disk_reserve", MIN_FREE_SHARE)),
         )
-        self.listeners = ListenerRoom(config.node_dir)
         self.owners = OwnerRoom(config)
+        self.listeners = ListenerRoom(config.node_dir)
         self.pulling = Pulling(config, self.store, self.owners, rng=rng)
         self.logs = LogFollower(self._show_lines)
         self.queries = QueryRoom(
