@@ -10,5 +10,6 @@
     main          the process's entry
 
 The agent's rooms are `processes` (registration, death), `leasing` (scheduling.leases), `actors`, `store`
-(objects.store), `cluster` (head and other nodes) and `queries` (state for people).
+(objects.store), `pulling` (objects from and to other nodes), `owners` (whose they are), `cluster` (head and
+other nodes) and `queries` (state for people).
 """
