@@ -269,11 +269,15 @@ class ActorCaller:
             connection.context = queue
             with connection.read_lock:
                 connection.process()
+            failed: list[TaskRecord] = []
             with self._runtime.lock:
                 stale = queue.incarnation > incarnation or queue.state == DEAD or queue.conn is not None
                 if not stale:
                     self._runtime.add_direct(connection)
-                    queue.connected(connection, incarnation)
+                    failed = queue.connected(connection, incarnation)
+            for task in failed:
+                message = f"the connection to actor {queue.class_name} broke during the call"
+                self._runtime.tasks.fail(task, ActorUnavailableError(message, queue.actor_id.hex()))
             if stale:
                 connection.on_close = _ignore
                 connection.lost()

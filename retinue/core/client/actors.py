@@ -108,13 +108,15 @@ class ActorQueue:
 
     # --- the actor's life
 
-    def connected(self, conn: Any, incarnation: int) -> None:
+    def connected(self, conn: Any, incarnation: int) -> list[TaskRecord]:
+        """There is a connection. Returns the calls of an earlier one, broken meanwhile, that fail."""
         self.conn = conn
         self.state = ALIVE
         self.incarnation = incarnation
         self.death = None
         self.death_cause = ""
         self._next_seq = 0
+        return self._settle_orphans()
 
     def disconnected(self) -> None:
         """The connection is gone: what was in flight waits for the head's word."""

@@ -116,7 +116,7 @@ class Simulation:
             link = Link(process)
             self.links.append(link)
             self.all_links.append(link)
-            queue.connected(link, incarnation)
+            self.fail(queue.connected(link, incarnation))
             self.drain()
 
     def notice_break(self, link: Link) -> None:
