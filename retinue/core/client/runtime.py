@@ -94,6 +94,7 @@ class Runtime:
         self, *, address: Address, node_id: bytes, job_id: bytes, token: bytes, head: Address
     ) -> None:
         self.address = address
+        self._worker_id = address.worker_id
         self.node_id = node_id
         self.job_id = job_id
         self.token = token
@@ -268,14 +269,18 @@ class Runtime:
 
     def add_reference(self, object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
         """A reference that arrived in a value, or a copy of one."""
-        if owner is not None and owner.worker_id == self.address.worker_id:
+        if owner is not None and owner.worker_id == self._worker_id:
             owner = None
         with self.lock:
-            entry = self.table.add_ref(object_id, owner)
-            if entry.state == LOST and entry.blob is None:
-                entry.blob = serialize_error(
-                    ObjectLostError(object_id.hex(), message="its owner let go of it")
-                )
+            entry = self.table.entries.get(object_id)
+            if entry is not None:
+                entry.refs += 1
+            else:
+                entry = self.table.add_ref(object_id, owner)
+                if entry.state == LOST:
+                    entry.blob = serialize_error(
+                        ObjectLostError(object_id.hex(), message="its owner let go of it")
+                    )
             if owner is not None and not entry.counted:
                 self.ownership.borrowed(object_id)
         return ObjectRef(object_id, owner)
@@ -453,6 +458,13 @@ class Runtime:
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split into (at most `num_returns` that are there, the rest), both in order of `refs`."""
         entries = self.table.entries
+        if num_returns == 1 and refs:
+            # Usually the first is ready: then the rest needs no look, however long it is.
+            entry = entries.get(refs[0]._id)
+            if entry is not None and entry.state != PENDING:
+                if fetch_local:
+                    self.store.prefetch([(refs[0]._id, entry)])
+                return [refs[0]], list(refs[1:])
         states = [entries.get(r._id) or self._missing(r) for r in refs]
         pending = [(r._id, e) for r, e in zip(refs, states, strict=True) if e.state == PENDING]
         ready = len(refs) - len(pending)
