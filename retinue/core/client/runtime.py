@@ -464,7 +464,7 @@ class Runtime:
             if entry is not None and entry.state != PENDING:
                 if fetch_local:
                     self.store.prefetch([(refs[0]._id, entry)])
-                return [refs[0]], list(refs[1:])
+                return [refs[0]], refs[1:] if isinstance(refs, list) else list(refs[1:])
         states = [entries.get(r._id) or self._missing(r) for r in refs]
         pending = [(r._id, e) for r, e in zip(refs, states, strict=True) if e.state == PENDING]
         ready = len(refs) - len(pending)
