@@ -68,8 +68,10 @@ class MethodInfo:
         task_name = options.get("name") or ""
         backpressure = options.get("_generator_backpressure_num_objects")
         self.call_options: CallOptions | None = None
-        if streaming or group or task_name:
+        events = options.get("enable_task_events") is not False
+        if streaming or group or task_name or not events:
             self.call_options = CallOptions(
+                events=events,
                 name=task_name,
                 concurrency_group=group,
                 streaming=streaming,
@@ -167,6 +169,9 @@ class ActorClass(Generic[T]):
         placement = option_rules.resources_of(options, default_cpus=1)
         actor_id = runtime.ids.actor_id()
         groups = options.get("concurrency_groups") or {}
+        described = self._described
+        if options.get("enable_task_events") is False:
+            described = {name: {"enable_task_events": False, **own} for name, own in described.items()}
         spec = ActorSpec(
             actor_id=actor_id,
             job_id=runtime.job_id,
@@ -185,7 +190,7 @@ class ActorClass(Generic[T]):
             is_async=self._is_async,
             max_pending_calls=_or(options.get("max_pending_calls"), -1),
             allow_out_of_order=bool(options.get("allow_out_of_order_execution")),
-            methods=json.dumps(self._described, default=lambda value: [repr(value)]),
+            methods=json.dumps(described, default=lambda value: [repr(value)]),
             args_size=len(prepared.args),
             args_object=prepared.args_object,
         )
@@ -201,7 +206,7 @@ class ActorClass(Generic[T]):
             actor_id,
             None,
             self._name,
-            self._methods(spec.max_task_retries),
+            make_methods(described, spec.max_task_retries, self._signatures),
             runtime,
             is_counted=not detached,
             namespace=spec.namespace,
@@ -210,9 +215,6 @@ class ActorClass(Generic[T]):
         if info is not None and info.actor_id != actor_id:
             return handle_of(runtime, info, self._signatures)
         return handle
-
-    def _methods(self, retries: int) -> dict[str, MethodInfo]:
-        return make_methods(self._described, retries, self._signatures)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cls": self._cls, "options": self._options}

@@ -194,8 +194,10 @@ class RemoteFunction(Generic[P, R]):
             max_calls = 1 if options.get("num_gpus") else 0
         name = options.get("name") or ""
         backpressure = options.get("_generator_backpressure_num_objects")
-        if name or streaming or max_calls:
+        events = options.get("enable_task_events") is not False
+        if name or streaming or max_calls or not events:
             template.call_options = CallOptions(
+                events=events,
                 name=name,
                 streaming=streaming,
                 stream_backpressure=-1 if backpressure is None else backpressure,

@@ -263,3 +263,15 @@ def _until(is_so: Any, timeout_s: float = 20.0) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it never came to be so"
         time.sleep(0.005)
+
+
+def test_calls_without_events_are_not_listed() -> None:
+    @retinue.remote
+    def seen_or_not() -> None: ...
+
+    from retinue.util.state import list_tasks
+
+    retinue.get([seen_or_not.options(enable_task_events=False, name="unseen").remote() for _ in range(3)])
+    retinue.get(seen_or_not.options(name="seen").remote())
+    _until(lambda: list_tasks(filters=[("name", "=", "seen")]))
+    assert not list_tasks(filters=[("name", "=", "unseen")])

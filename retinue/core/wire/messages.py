@@ -129,6 +129,7 @@ class CallOptions(Struct, array_like=True):
     args_object: StoredObject | None = None  # arguments too large for a frame lie in the arena
     out_of_order: bool = False
     request_id: str = ""
+    events: bool = True  # remember the call for `retinue list tasks` and the timeline
 
 
 class StoredObject(Struct, array_like=True, frozen=True):

@@ -187,7 +187,7 @@ class ThreadedActorExecutor(SyncActorExecutor):
         finally:
             self._running_calls.pop(task_id, None)
             context.running.set(None)
-            self.runner.finished(task_id, running.name, begin, time.monotonic(), failed)
+            self.runner.finished(running, begin, time.monotonic(), failed)
 
     def cancel(self, message: CancelCall) -> None:
         running = self._running_calls.get(message.task_id)

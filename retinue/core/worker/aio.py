@@ -240,7 +240,7 @@ class AsyncActorExecutor:
         finally:
             del self._tasks[task_id]
             del self._running_calls[task_id]
-            runner.finished(task_id, running.name, begin, time.monotonic(), failed)
+            runner.finished(running, begin, time.monotonic(), failed)
             group.running -= 1
             if group.waiting:
                 self._start(group, *group.waiting.popleft())

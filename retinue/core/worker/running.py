@@ -104,7 +104,7 @@ class CallRunner:
     # --- definitions
 
     def define(self, message: Define, payload: bytes) -> None:
-        """Keep a part of a definition; it is loaded when it is first called, so that its error is the call's."""
+        """Keep a part of a definition; it is loaded at its first call, so that its error is the call's."""
         if message.key in self._definitions:
             return  # another caller's: what is loaded has state (its module's globals) that must stay
         parts = self._parts.setdefault(message.key, [None] * message.total)
@@ -191,7 +191,7 @@ class CallRunner:
             values = list(value) if value is not None else []
             if len(values) != call.num_returns:
                 raise ValueError(
-                    f"the task was declared with num_returns={call.num_returns} but returned {len(values)} values"
+                    f"the task has num_returns={call.num_returns} but returned {len(values)} values"
                 )
             parts = [serialize(v) for v in values]
         self._send_returns(connection, call, parts, exec_us, send)
@@ -375,15 +375,18 @@ class CallRunner:
         function_name = call.method or name
         return RunningCall(call.task_id, name, function_name, attempt, False, call, now)
 
-    def finished(self, task_id: bytes, name: str, started: float, ended: float, error: str) -> None:
-        """Remember a finished call: 0.1 us; the ring is flushed every second, what it cannot hold is counted."""
+    def finished(self, running: RunningCall, started: float, ended: float, error: str) -> None:
+        """Remember a finished call: 0.1 us. The ring is sent every second; what it cannot hold is counted."""
         self.finished_calls += 1
         if error:
             self._failed_calls += 1
+        options = running.call.options if running.call is not None else None
+        if options is not None and not options.events:
+            return
         if len(self.events) >= EVENT_RING:
             self.dropped_events += 1
             return
-        self.events.append((task_id, name, started, ended, error))
+        self.events.append((running.task_id, running.name, started, ended, error))
 
     def flush_events(self, now: float) -> None:
         if now - self._last_flush < EVENT_FLUSH_S or not self.events:

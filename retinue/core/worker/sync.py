@@ -312,7 +312,7 @@ class SyncExecutor(WaitHook):
         finally:
             self.running = None
             self._started_at = 0.0
-            self.runner.finished(task_id, running.name, begin, time.monotonic(), failed)
+            self.runner.finished(running, begin, time.monotonic(), failed)
 
     def _enter(self, running: context.RunningCall) -> None:
         """Make this thread's context that of the call."""
