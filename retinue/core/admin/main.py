@@ -35,7 +35,8 @@ async def _serve(config: AdminConfig, lifeline_fd: int) -> None:
     # The config says where these packages are: they cannot be imported before it is read.
     import uvicorn
 
-    from retinue.core.admin.server import AdminContext, library_routes, make_app
+    from retinue.core.admin.context import AdminContext
+    from retinue.core.admin.server import library_routes, make_app
 
     context = AdminContext(Target(config.head, config.token, config.session_dir), config.cluster_id)
     app = make_app(context, config.token, library_routes(context))

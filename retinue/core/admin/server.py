@@ -15,7 +15,6 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -26,7 +25,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import retinue
-from retinue.core.admin.ask import Asker, RetinueStateApiException, ServerUnavailable, Target
+from retinue.core.admin.ask import RetinueStateApiException, ServerUnavailable
+from retinue.core.admin.context import DEFAULT_TIMEOUT_S, ROUTES_GROUP, AdminContext
 from retinue.core.admin.filters import DEFAULT_LIMIT, parse_filter
 from retinue.core.admin.metrics import CONTENT_TYPE, cluster_metrics
 from retinue.core.admin.schemas import SCHEMAS
@@ -34,8 +34,6 @@ from retinue.core.admin.state import StateReader
 
 logger = logging.getLogger(__name__)
 
-ROUTES_GROUP = "retinue.admin_routes"
-DEFAULT_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 10.0
 OPEN_PATHS = ("/healthz",)
 
@@ -43,17 +41,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class AdminContext:
-    """What routes of libraries may use: the cluster, to ask it."""
-
-    target: Target
-    cluster_id: str
-
-    def asker(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> Asker:
-        return Asker(self.target, timeout_s=timeout_s)
 
 
 class TokenRequired:

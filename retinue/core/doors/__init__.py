@@ -1,8 +1,24 @@
-"""What libraries on top of the core may use beyond Ray's public names: `docs/doors.md` is its guide.
+"""What libraries on top of the core may use beyond Ray's public names. `docs/doors.md` is the guide.
 
-- Direct calls: `open` a door in one process, `connect` to it from another, `call` or `stream`.
+- Direct calls: `open` a door in one process and `connect` to it from another, to `call`, `stream`, `exchange`
+  or `ask`.
+- `KeyValue`, `AsyncKeyValue`: small durable values, with `watch`.
+- `open_listener`, `release_listener`: listening sockets that outlive their process.
+- `watch_nodes`: nodes that join, drain and leave.
+- `doors.admin`: HTTP routes in the admin server.
 
-Lives here: the names. Nothing outside of `retinue.core` imports anything else of it.
+Measured by `loadtests/doors.py`, Python 3.11, uvloop 0.22.1, both processes on one core of a busy machine, so
+that rates say what CPU each call takes (at each end: 15 us one by one, 12 for a bare msgpack message):
+
+    /s                              direct call     bare message
+    one after the other             32,700          41,500
+    1,000 in flight                 83,200          108,400
+    streamed items, 32 x 200        1,440,000 in batches, 960,000 item by item, 300,000 if the
+                                    generator suspends
+
+On two cores 1 GiB went at 1,100 to 1,500 MB/s either way, with 33 MB of memory at each end.
+
+Lives here: the names. Libraries import nothing else of `retinue.core`.
 """
 
 from __future__ import annotations
@@ -16,13 +32,21 @@ from retinue.core.doors.errors import (
     DoorRefusedError,
     DoorTimeoutError,
 )
+from retinue.core.doors.kv import AsyncKeyValue, KeyValue, KvEvent
+from retinue.core.doors.listeners import ListenerError, open_listener, release_listener
+from retinue.core.doors.nodes import DRAINING, JOINED, LEFT, Node, NodeEvent, watch_nodes
 from retinue.core.doors.process import connect, own_address
 from retinue.core.doors.process import open_door as open  # noqa: A004 - `doors.open`
 from retinue.core.doors.serving import Door, DoorContext, DoorHandler
+from retinue.core.doors.watching import Watch
 from retinue.core.wire.messages import Address
 
 __all__ = [
+    "DRAINING",
+    "JOINED",
+    "LEFT",
     "Address",
+    "AsyncKeyValue",
     "Door",
     "DoorBodyTooLargeError",
     "DoorCancelledError",
@@ -34,7 +58,16 @@ __all__ = [
     "DoorRefusedError",
     "DoorStream",
     "DoorTimeoutError",
+    "KeyValue",
+    "KvEvent",
+    "ListenerError",
+    "Node",
+    "NodeEvent",
+    "Watch",
     "connect",
     "open",
+    "open_listener",
     "own_address",
+    "release_listener",
+    "watch_nodes",
 ]

@@ -12,9 +12,10 @@ httpx = pytest.importorskip("httpx")
 from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
-from retinue.core.admin import server  # noqa: E402
+from retinue.core.admin import context as admin_context  # noqa: E402
 from retinue.core.admin.ask import Answers, ServerUnavailable, Target  # noqa: E402
-from retinue.core.admin.server import AdminContext, make_app  # noqa: E402
+from retinue.core.admin.context import AdminContext  # noqa: E402
+from retinue.core.admin.server import make_app  # noqa: E402
 from retinue.core.wire import messages as m  # noqa: E402
 
 HERE = m.Address(b"w" * 16, b"n" * 16, "/nowhere")
@@ -42,7 +43,7 @@ class FakeAsker:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(server, "Asker", FakeAsker)
+    monkeypatch.setattr(admin_context, "Asker", FakeAsker)
     context = AdminContext(Target(HERE, b"secret"), "cluster-1")
     extra = [Route("/api/mine", lambda request: PlainTextResponse("mine"))]
     transport = httpx.ASGITransport(make_app(context, b"secret", extra), raise_app_exceptions=False)
