@@ -37,6 +37,18 @@ def test_a_watcher_hears_what_is_there_and_each_change_once() -> None:
     assert kv.put("ns", b"a2", b"z", overwrite=True) == Changed("ns", b"a2", b"z", ())
 
 
+def test_who_watches_a_prefix_no_more_hears_no_more_of_it() -> None:
+    kv = KeyValueTable()
+    kv.watch("w", "ns", b"a")
+    kv.watch("w", "ns", b"ab")
+    kv.watch("other", "ns", b"a")
+    kv.unwatch("w", "ns", b"a")
+    kv.unwatch("w", "ns", b"never")
+    kv.unwatch("w", "nowhere", b"a")
+    assert kv.put("ns", b"a", b"1", overwrite=True) == Changed("ns", b"a", b"1", ("other",))
+    assert kv.put("ns", b"ab", b"1", overwrite=True) == Changed("ns", b"ab", b"1", ("w", "other"))
+
+
 @given(st.lists(st.tuples(st.binary(max_size=2), st.booleans(), st.binary(max_size=2))))
 def test_it_is_a_dictionary_with_prefixes(steps: list[tuple[bytes, bool, bytes]]) -> None:
     kv, model = KeyValueTable(), dict[bytes, bytes]()

@@ -229,6 +229,21 @@ def test_a_node_that_does_not_come_back_loses_its_actors_when_recovery_ends(run_
     run_with_head(test)
 
 
+def test_views_say_whether_known_nodes_are_still_awaited(run_with_head: Run) -> None:
+    async def test(head: ScriptedHead) -> None:
+        await head.agent("a")
+        await head.stop()
+        await head.start(register_grace_s=0.05)
+        watcher = await head.peer("watcher")
+        await watcher.ask(m.WatchNodes(0))
+        view, _ = await watcher.expect(m.ClusterView)
+        assert (view.nodes, view.full, view.awaits_nodes) == ([], True, True)
+        view, _ = await watcher.expect(m.ClusterView)
+        assert (view.nodes, view.full, view.awaits_nodes) == ([], True, False)
+
+    run_with_head(test)
+
+
 def test_answers_wait_until_what_they_say_is_durable(run_with_head: Run) -> None:
     async def test(head: ScriptedHead) -> None:
         client = await head.peer("client")
