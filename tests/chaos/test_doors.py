@@ -98,6 +98,37 @@ def test_a_listener_ends_with_its_job_unless_it_is_detached(cluster: Cluster, tm
     assert is_refused(ports["everyones"])
 
 
+def test_watches_end_when_the_process_leaves_its_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    script = f"""
+        import threading
+        from retinue.core import doors
+
+        kv = doors.KeyValue("end")
+        retinue.init(address={cluster.address!r})
+        watches = [kv.watch(), doors.watch_nodes()]
+        readers = [threading.Thread(target=list, args=(watch,)) for watch in watches]
+        for reader in readers:
+            reader.start()
+        kv.put(b"k", b"v")
+        retinue.shutdown()
+        for reader in readers:
+            reader.join(20)
+        print("alive", [reader.is_alive() for reader in readers])
+        del watches
+        retinue.init(address={cluster.address!r})
+        with kv.watch() as watch:
+            print("event", watch.next(20).value)
+        retinue.shutdown()
+        print("ended")
+    """
+    with DriverProcess(tmp_path, os.environ[sessions.TEMP_DIR_VARIABLE], script) as driver:
+        assert driver.line("alive") == "[False, False]"
+        assert driver.line("event") == "b'v'"
+        driver.line("ended")
+        assert driver.wait() == 0
+        assert "Exception" not in driver.stderr()
+
+
 def drain(node_id: str) -> bool:
     try:
         get_runtime().head.call(DrainNode(0, bytes.fromhex(node_id)))

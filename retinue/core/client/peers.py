@@ -42,7 +42,6 @@ class Peers:
         self.handlers: dict[type, Handler] = {}
         self.adopt_calls: Callable[[Connection], None] | None = None  # set by a worker's executor
         self.adopt_door: Callable[[socket.socket, Hello], None] | None = None  # set where doors are open
-        self.close_doors: Callable[[], None] | None = None
         self._connections: dict[bytes, Connection] = {}  # outgoing, by worker id
         self._accepted: set[Connection] = set()
         self._connecting: dict[bytes, list[Callable[[Connection | None], None]]] = {}
@@ -240,8 +239,6 @@ class Peers:
 
     def close(self) -> None:
         """Stop listening and close every connection; on the I/O thread's end."""
-        if self.close_doors is not None:
-            self.close_doors()
         for listener, watcher in self._listeners:
             self._io.forget(watcher)
             listener.close()

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from retinue.core import references
 from retinue.core.client.actor_calls import ActorCaller
@@ -59,6 +59,12 @@ HOUSEKEEPING_S = 0.05
 # A wait shorter than this does not lend the task's CPUs to others.
 SHORT_WAIT_S = 0.002
 WATCH_S = 1.0
+
+
+class Extension(Protocol):
+    """What a library's room keeps for the process; `stop` is called once, from any thread."""
+
+    def stop(self) -> None: ...
 
 
 class WaitHook:
@@ -114,7 +120,7 @@ class Runtime:
         self._pid = os.getpid()
         self.warned_blocking = False
         self.listeners_path = ""  # where the node hands out listening sockets
-        self.extensions: dict[type, Any] = {}  # what `core.doors` keeps of this process, by class
+        self.extensions: dict[type, Extension] = {}  # what `core.doors` keeps of this process, by class
         self.callbacks = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="retinue-callbacks")
         self.gathering: deque[Connection] = deque()  # connections with calls that wait to be sent together
         self._busy_until = 0.0
@@ -147,6 +153,8 @@ class Runtime:
         self.is_stopping = True
         references.bind(None)
         self.io.stop()
+        for extension in self.extensions.values():
+            extension.stop()
         self.head.close()
         self.peers.close()
         self.tasks.close()

@@ -185,6 +185,12 @@ class DoorConnection:
         """Close; calls in flight fail."""
         self._protocol.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
 
 class DoorStream:
     """The items of a streamed answer: `async for` them, or `read()` all that there are by now.
@@ -403,6 +409,22 @@ class CallerProtocol(DoorProtocol):
                 waiter.set_exception(error)
             else:
                 waiter.set_result(payload)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.is_closed and exc is not None:
+            self._read_rest()
+        super().connection_lost(exc)
+
+    def _read_rest(self) -> None:
+        """What the other side had sent before it ended, which a failed write of ours would hide."""
+        while not self.is_closed:
+            try:
+                data = self.sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            if not data:
+                return
+            self.data_received(data)
 
     def ended(self, exc: Exception | None) -> None:
         for timer in (self._sweep_timer, self._clock_timer):

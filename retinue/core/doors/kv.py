@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 class _MadeOfRuntime(Protocol):
     def __init__(self, runtime: Runtime) -> None: ...
+    def stop(self) -> None: ...
 
 
 Hub = TypeVar("Hub", bound=_MadeOfRuntime)
@@ -180,6 +181,7 @@ class WatchHub:
     """The watches of one process, on its connection to the head; it works on the I/O thread."""
 
     def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._head = runtime.head
         self._io = runtime.io
         self._watchers: list[_Watcher] = []
@@ -198,7 +200,8 @@ class WatchHub:
             self._set_up(connection, [watcher])
 
     def remove(self, watcher: _Watcher) -> None:
-        self._io.post(lambda: self._remove(watcher))
+        if not self._runtime.is_stopping:  # its I/O thread is gone
+            self._io.post(lambda: self._remove(watcher))
 
     def _remove(self, watcher: _Watcher) -> None:
         if watcher not in self._watchers:
@@ -208,6 +211,11 @@ class WatchHub:
         connection = self._head.connection
         if not same and connection is not None and not connection.is_closed:
             connection.send(KvUnwatch(watcher.namespace, watcher.prefix))
+
+    def stop(self) -> None:
+        """The process leaves the cluster: whoever waits for an event stops."""
+        for watcher in self._watchers:
+            watcher.mailbox.close()
 
     def _of(self, namespace: str) -> Iterator[_Watcher]:
         return (watcher for watcher in self._watchers if watcher.namespace == namespace)
@@ -241,8 +249,8 @@ def hub_of(runtime: Runtime, kind: type[Hub]) -> Hub:
     with runtime.lock:
         found = runtime.extensions.get(kind)
         if found is None:
-            found = runtime.extensions[kind] = kind(runtime)
-        return found
+            runtime.extensions[kind] = found = kind(runtime)
+        return found  # type: ignore[return-value]
 
 
 def _watch(namespace: str, prefix: bytes) -> Watch[KvEvent]:

@@ -87,6 +87,7 @@ class NodeHub:
     """The watches of one process; everything here runs on its I/O thread."""
 
     def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._head = runtime.head
         self._io = runtime.io
         self._book = NodeBook()
@@ -112,11 +113,17 @@ class NodeHub:
             connection.request(WatchNodes(0), _no_matter)
 
     def remove(self, mailbox: Mailbox[NodeEvent]) -> None:
-        self._io.post(lambda: self._remove(mailbox))
+        if not self._runtime.is_stopping:  # its I/O thread is gone
+            self._io.post(lambda: self._remove(mailbox))
 
     def _remove(self, mailbox: Mailbox[NodeEvent]) -> None:
         if mailbox in self._mailboxes:
             self._mailboxes.remove(mailbox)
+
+    def stop(self) -> None:
+        """The process leaves the cluster: whoever waits for an event stops."""
+        for mailbox in self._mailboxes:
+            mailbox.close()
 
     def _connected(self, connection: Connection) -> None:
         if self._is_watching:

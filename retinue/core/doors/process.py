@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from retinue.core.current import get_runtime
 from retinue.core.doors import ledger
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 3, 4
 CONNECT_TIMEOUT_S = 10.0
 
-_lock = threading.Lock()
-_hosts: WeakKeyDictionary[Runtime, DoorHost] = WeakKeyDictionary()
-
 
 def open_door(name: str, handler: object, *, max_body_bytes: int = MAX_ITEM_BYTES) -> Door:
     """Answer direct calls to `name` on the running loop, with `handler` (see `DoorHandler`).
@@ -45,15 +40,15 @@ def open_door(name: str, handler: object, *, max_body_bytes: int = MAX_ITEM_BYTE
 
 def _host_of(runtime: Runtime) -> DoorHost:
     loop = asyncio.get_running_loop()
-    with _lock:
-        host = _hosts.get(runtime)
-        if host is not None and host.loop is loop:
-            return host
-        if host is not None and not host.loop.is_closed():
-            raise RuntimeError("this process has doors on another event loop: all must be on one")
-        host = _hosts[runtime] = DoorHost()
+    with runtime.lock:
+        host = runtime.extensions.get(DoorHost)
+        if isinstance(host, DoorHost):
+            if host.loop is loop:
+                return host
+            if not host.loop.is_closed():
+                raise RuntimeError("this process has doors on another event loop: all must be on one")
+        runtime.extensions[DoorHost] = host = DoorHost()
         runtime.peers.adopt_door = host.adopt_soon
-        runtime.peers.close_doors = host.close_soon
         return host
 
 

@@ -65,6 +65,8 @@ class DoorProtocol(asyncio.Protocol):
         try:
             for message, payload in self._decoder.frames():
                 handlers[type(message)](message, payload)
+                if self.is_closed:
+                    return
         except (ProtocolError, KeyError) as error:
             logger.warning("closing a door connection: %r", error)
             self.close()
@@ -73,20 +75,7 @@ class DoorProtocol(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.is_closed and exc is not None:
-            self._read_rest()
         self._end(exc)
-
-    def _read_rest(self) -> None:
-        """What the other side had sent before it ended, which a failed write of ours would hide."""
-        while True:
-            try:
-                data = self.sock.recv(1 << 16, socket.MSG_DONTWAIT)
-            except OSError:
-                return
-            if not data:
-                return
-            self.data_received(data)
 
     def close(self) -> None:
         """Close after what is buffered has been written."""

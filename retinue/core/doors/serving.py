@@ -191,8 +191,8 @@ class DoorHost:
         for connection in list(self.connections):
             connection.close()
 
-    def close_soon(self) -> None:
-        """From any thread."""
+    def stop(self) -> None:
+        """As `close`, soon, from any thread."""
         if not self.loop.is_closed():
             try:
                 self.loop.call_soon_threadsafe(self.close)
@@ -209,9 +209,16 @@ class DoorHost:
             sock.close()  # the loop has ended
 
     def _adopt(self, sock: socket.socket, hello: Hello) -> None:
-        task = self.loop.create_task(self.adopt(sock, hello))
+        task = self.loop.create_task(self._adopt_or_drop(sock, hello))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
+
+    async def _adopt_or_drop(self, sock: socket.socket, hello: Hello) -> None:
+        try:
+            await self.adopt(sock, hello)
+        except OSError as error:
+            logger.info("a caller of doors was gone before it was welcomed: %s", error)
+            sock.close()
 
     async def adopt(self, sock: socket.socket, hello: Hello) -> None:
         sock.setblocking(False)
