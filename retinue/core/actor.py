@@ -12,17 +12,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
-import msgspec
-
 from retinue.core import options as option_rules
 from retinue.core import references
+from retinue.core.calls import make_call
 from retinue.core.client.runtime import Runtime
-from retinue.core.client.streams import ObjectRefGenerator, StreamState
-from retinue.core.client.tasks import TaskRecord
 from retinue.core.current import get_runtime, runtime_or_none
 from retinue.core.errors import ActorHandleNotFoundError, UnsupportedError
-from retinue.core.ids import FIRST_RETURN, ActorID, return_id
-from retinue.core.references import ObjectRef, collector
+from retinue.core.ids import ActorID
+from retinue.core.references import collector
 from retinue.core.remote_function import Signature, check_definition_size, hold_captured
 from retinue.core.runtime_env import extend, validated
 from retinue.core.serialization import dump_definition
@@ -415,45 +412,7 @@ class ActorMethod:
         queue = runtime.actors.queues.get(handle._id) or runtime.actors.queue(handle._id)
         if queue.max_pending_calls > 0:
             runtime.actors.check_room(queue)
-        prepared = runtime.tasks.prepare(args, kwargs)
-        task_id = runtime.ids.task_id()
-        options = info.call_options
-        if prepared.args_object is not None or (options is not None and info.retries):
-            options = msgspec.structs.replace(options) if options is not None else CallOptions()
-            options.args_object = prepared.args_object
-        num_returns = info.num_returns
-        task = TaskRecord(
-            task_id,
-            None,
-            info.name,
-            prepared.args,
-            prepared.deps,
-            prepared.slots,
-            num_returns,
-            num_returns,
-            info.retries,
-        )
-        task.options = options
-        task.pool = queue
-        task.retry_exceptions = info.retry_exceptions
-        task.parent = runtime.context.task_id
-        if num_returns == 1:
-            object_id = task_id + FIRST_RETURN
-            with runtime.lock:
-                runtime.table.own(object_id, task)
-            if options is not None and options.streaming:
-                task.stream = StreamState(task_id)
-                runtime.actors.submit(queue, task)
-                return ObjectRefGenerator(runtime, task, ObjectRef(object_id))
-            runtime.actors.submit(queue, task)
-            return ObjectRef(object_id)
-        with runtime.lock:
-            for index in range(num_returns):
-                runtime.table.own(return_id(task_id, index), task)
-        runtime.actors.submit(queue, task)
-        if num_returns == 0:
-            return None
-        return [ObjectRef(return_id(task_id, index)) for index in range(num_returns)]
+        return make_call(runtime, info, None, info.name, queue, runtime.actors.submit, args, kwargs)
 
 
 def exit_actor() -> NoReturn:

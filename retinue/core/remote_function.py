@@ -15,13 +15,11 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import msgspec
 
 from retinue.core import options as option_rules
+from retinue.core.calls import make_call
 from retinue.core.client.runtime import Runtime
-from retinue.core.client.streams import ObjectRefGenerator, StreamState
-from retinue.core.client.tasks import FunctionDef, TaskRecord
+from retinue.core.client.tasks import FunctionDef
 from retinue.core.current import get_runtime
 from retinue.core.errors import UnsupportedError
-from retinue.core.ids import FIRST_RETURN, return_id
-from retinue.core.references import ObjectRef
 from retinue.core.runtime_env import extend, validated
 from retinue.core.serialization import dump_definition
 from retinue.core.wire.messages import CallOptions, Shape
@@ -129,46 +127,8 @@ class RemoteFunction(Generic[P, R]):
     def _submit(self, template: _Template, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self._signature.check(args, kwargs)
         runtime = template.runtime
-        prepared = runtime.tasks.prepare(args, kwargs)
-        task_id = runtime.ids.task_id()
-        options = template.call_options
-        if prepared.args_object is not None or (options is not None and template.retries):
-            # A record of its own: attempts are counted in it, arguments named.
-            options = msgspec.structs.replace(options) if options is not None else CallOptions()
-            options.args_object = prepared.args_object
-        num_returns = template.num_returns
-        task = TaskRecord(
-            task_id,
-            template.definition,
-            "",
-            prepared.args,
-            prepared.deps,
-            prepared.slots,
-            num_returns,
-            num_returns,
-            template.retries,
-        )
-        task.options = options
-        task.pool = template.pool
-        task.retry_exceptions = template.retry_exceptions
-        task.parent = runtime.context.task_id
-        if num_returns == 1:
-            object_id = task_id + FIRST_RETURN
-            with runtime.lock:
-                runtime.table.own(object_id, task)
-            if options is not None and options.streaming:
-                task.stream = StreamState(task_id)
-                runtime.tasks.submit(task)
-                return ObjectRefGenerator(runtime, task, ObjectRef(object_id))
-            runtime.tasks.submit(task)
-            return ObjectRef(object_id)
-        with runtime.lock:
-            for index in range(num_returns):
-                runtime.table.own(return_id(task_id, index), task)
-        runtime.tasks.submit(task)
-        if num_returns == 0:
-            return None
-        return [ObjectRef(return_id(task_id, index)) for index in range(num_returns)]
+        submit = runtime.tasks.submit
+        return make_call(runtime, template, template.definition, "", template.pool, submit, args, kwargs)
 
     def _make_template(self, options: Mapping[str, Any]) -> _Template:
         runtime = get_runtime()

@@ -305,9 +305,10 @@ class ActorCaller:
 
     # --- calls
 
-    def submit(self, queue: ActorQueue, task: TaskRecord) -> None:
+    def submit(self, task: TaskRecord) -> None:
         """Call a method. Raises PendingCallsLimitExceeded; a dead actor's call fails by its reference."""
         runtime = self._runtime
+        queue: ActorQueue = task.pool
         if task.slots:
             runtime.tasks.await_dependencies(task, lambda t: self.drain(queue))
         failed = False
