@@ -145,6 +145,19 @@ def put_id(task_id: bytes, index: int) -> bytes:
     return task_id + (PUT_INDEX_BIT | (index & 0x7FFF_FFFF)).to_bytes(4, "little")
 
 
+def creation_task_id(actor_id: bytes) -> bytes:
+    """The task that is an actor's constructor: of no `IdFactory`, for those count from 1."""
+    return actor_id[:-JOB_ID_SIZE] + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE) + actor_id[-JOB_ID_SIZE:]
+
+
+def task_type(task_id: bytes, *, is_actors: bool) -> str:
+    """Ray's word for the kind of task; `is_actors`: an actor runs it."""
+    if not is_actors:
+        return "NORMAL_TASK"
+    is_creation = not any(task_id[ACTOR_ID_SIZE - JOB_ID_SIZE : -JOB_ID_SIZE])
+    return "ACTOR_CREATION_TASK" if is_creation else "ACTOR_TASK"
+
+
 class IdFactory:
     """Makes ids that are unique without asking anybody: a random prefix per process and a counter.
 

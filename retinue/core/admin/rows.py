@@ -262,7 +262,7 @@ def _finished_row(answer: NodeAnswer, task: Mapping[str, Any]) -> Row:
         "state": task["state"],
         "job_id": job_of_task(task["task_id"]),
         "actor_id": task["actor_id"] or None,
-        "type": "ACTOR_TASK" if task["actor_id"] else "NORMAL_TASK",
+        "type": task["type"],
         "func_or_class_name": task["name"],
         "parent_task_id": "",
         "node_id": answer.node_id,

@@ -237,7 +237,7 @@ class ClusterEventState(StateSchema):
 
 @dataclass
 class TaskState(StateSchema):
-    """A task or an actor's method call."""
+    """A task, an actor's constructor (ACTOR_CREATION_TASK) or a call of its methods (ACTOR_TASK)."""
 
     id_column: ClassVar[str] = "task_id"
 

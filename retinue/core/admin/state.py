@@ -110,7 +110,7 @@ class StateReader:
         table = self.table(resource)
         check_complete(resource, table, raise_on_missing_output=raise_on_missing_output)
         if resource == "tasks":
-            return summaries.summarize_tasks(table.rows, actors=len(self._actors().rows))
+            return summaries.summarize_tasks(table.rows)
         if resource == "actors":
             return summaries.summarize_actors(table.rows)
         return summaries.summarize_objects(table.rows)

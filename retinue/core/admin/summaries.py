@@ -14,10 +14,9 @@ from retinue.core.admin.filters import Row
 MIB = 1024**2
 
 
-def summarize_tasks(tasks: Iterable[Row], *, actors: int) -> dict[str, Any]:
-    """`actors`: how many actors there are, each of which was scheduled once."""
+def summarize_tasks(tasks: Iterable[Row]) -> dict[str, Any]:
     summary: dict[str, dict[str, Any]] = {}
-    kinds = {"NORMAL_TASK": 0, "ACTOR_TASK": 0}
+    kinds = {"NORMAL_TASK": 0, "ACTOR_TASK": 0, "ACTOR_CREATION_TASK": 0}
     for task in tasks:
         name = task["name"] or task["func_or_class_name"]
         group = summary.setdefault(
@@ -30,7 +29,7 @@ def summarize_tasks(tasks: Iterable[Row], *, actors: int) -> dict[str, Any]:
             "summary": summary,
             "total_tasks": kinds["NORMAL_TASK"],
             "total_actor_tasks": kinds["ACTOR_TASK"],
-            "total_actor_scheduled": actors,
+            "total_actor_scheduled": kinds["ACTOR_CREATION_TASK"],
             "summary_by": "func_name",
         }
     }

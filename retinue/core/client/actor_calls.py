@@ -156,6 +156,15 @@ class ActorCaller:
                 self._find(actor_id)
         return queue
 
+    def being_made(self) -> list[tuple[ActorQueue, bool]]:
+        """Our actors that have not lived yet, and whether the head knows them: else they lack arguments."""
+        queues = [self.queues.get(actor_id) for actor_id in list(self._kept)]
+        return [
+            (queue, queue.actor_id in self._creations)
+            for queue in queues
+            if queue is not None and queue.address is None and queue.state != DEAD
+        ]
+
     def own_queue(self, actor_id: bytes, **options: Any) -> ActorQueue:
         """The queue of an actor that this process is about to create."""
         queue = self.queues[actor_id] = ActorQueue(actor_id, **options)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retinue.core.client.actors import ActorQueue
 from retinue.core.client.tasks import TaskRecord
-from retinue.core.ids import PUT_INDEX_BIT, TASK_ID_SIZE
+from retinue.core.ids import PUT_INDEX_BIT, TASK_ID_SIZE, creation_task_id, task_type
 from retinue.core.ownership.table import PENDING, STATE_NAMES, Entry
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def describe_tasks(
             if len(found) >= limit:
                 break
     omitted = sum(1 for entry in entries if entry.state == PENDING and entry.task is not None)
-    return {"tasks": [*running, *map(_pending, found.values())], "omitted": omitted}
+    made = [_creation(queue, is_sent) for queue, is_sent in runtime.actors.being_made()]
+    room = max(0, limit - len(found))
+    omitted += max(0, len(made) - room)
+    return {"tasks": [*running, *map(_pending, found.values()), *made[:room]], "omitted": omitted}
 
 
 def _pending(task: TaskRecord) -> dict[str, Any]:
@@ -69,8 +72,23 @@ def _pending(task: TaskRecord) -> dict[str, Any]:
         "state": _state(task),
         "attempt_number": task.attempt,
         "parent_task_id": task.parent.hex(),
-        "type": "NORMAL_TASK" if queue is None else "ACTOR_TASK",
+        "type": task_type(task.task_id, is_actors=queue is not None),
         "actor_id": queue.actor_id.hex() if queue is not None else "",
+    }
+
+
+def _creation(queue: ActorQueue, is_sent: bool) -> dict[str, Any]:
+    """A constructor that has not run; `is_sent`: the head is to find a node for it."""
+    task_id = creation_task_id(queue.actor_id)
+    name = f"{queue.class_name}.__init__"
+    return {
+        "task_id": task_id.hex(),
+        "name": name,
+        "function": name,
+        "state": "PENDING_NODE_ASSIGNMENT" if is_sent else "PENDING_ARGS_AVAIL",
+        "attempt_number": 0,
+        "type": task_type(task_id, is_actors=True),
+        "actor_id": queue.actor_id.hex(),
     }
 
 
@@ -105,7 +123,7 @@ def running_task(
         "function": function,
         "state": "RUNNING",
         "attempt_number": attempt,
-        "type": "ACTOR_TASK" if actor_id else "NORMAL_TASK",
+        "type": task_type(task_id, is_actors=bool(actor_id)),
         "actor_id": actor_id.hex(),
         "worker_id": runtime.address.worker_id.hex(),
         "pid": os.getpid(),

@@ -18,13 +18,14 @@ from typing import Any
 import msgspec
 
 from retinue.core.config import AgentConfig
+from retinue.core.ids import task_type
 from retinue.core.node import log_files
 from retinue.core.node.actors import ActorRoom
 from retinue.core.node.leasing import Leasing
 from retinue.core.node.processes import WORKER, Process, Processes
 from retinue.core.node.spawner import Spawner
 from retinue.core.node.store import StoreRoom
-from retinue.core.transport.loop import LoopConnection
+from retinue.core.transport.loop import ConnectionLostError, LoopConnection
 from retinue.core.wire.failures import to_failure
 from retinue.core.wire.messages import DeathInfo, Document, Failure, NodeCall, Query, TaskEvents
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 DEFAULT_LIMIT = 10_000
+_ENDED = object()
 
 Arguments = dict[str, str]
 
@@ -76,6 +78,7 @@ class TaskEventRing:
                         "worker_id": worker_id.hex(),
                         "pid": pid,
                         "actor_id": actor_id.hex(),
+                        "type": task_type(task_id, is_actors=bool(actor_id)),
                     }
                 )
         return found
@@ -278,7 +281,10 @@ class QueryRoom:
         return await self._ask_processes("stack", arguments)
 
     async def _ask_processes(self, what: str, arguments: Arguments) -> list[dict[str, Any]]:
-        """What the processes say that the arguments name (all by default); None for one that is silent."""
+        """What the processes say that the arguments name (all by default); None for one that is silent.
+
+        One that ends meanwhile is left out, as if it had ended before.
+        """
         chosen = [p for p in self._chosen(arguments) if p.connection is not None]
         answers = await asyncio.gather(*(self._ask(process, what, arguments) for process in chosen))
         return [
@@ -290,6 +296,7 @@ class QueryRoom:
                 "answer": answer,
             }
             for process, answer in zip(chosen, answers, strict=True)
+            if answer is not _ENDED
         ]
 
     async def _ask(self, process: Process, what: str, arguments: Arguments) -> Any:
@@ -298,9 +305,11 @@ class QueryRoom:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 response, payload = await connection.start_request(Query(0, what, arguments))
-        except (OSError, TimeoutError) as error:
-            logger.warning("process %d does not say its %s: %r", process.pid, what, error)
+        except TimeoutError:
+            logger.warning("process %d does not say its %s", process.pid, what)
             return None
+        except ConnectionLostError:
+            return _ENDED
         return msgspec.msgpack.decode(payload) if type(response) is Document else None
 
     def _chosen(self, arguments: Arguments) -> list[Process]:

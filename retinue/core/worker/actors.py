@@ -14,7 +14,7 @@ from typing import Any
 
 from retinue.core.client.runtime import Runtime
 from retinue.core.errors import ActorDiedError, safe_repr
-from retinue.core.ids import ACTOR_ID_SIZE, TASK_ID_SIZE
+from retinue.core.ids import creation_task_id
 from retinue.core.serialization import load_definition, serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.framing import encode
@@ -48,22 +48,14 @@ def make_instance(
     facts.actor_spec = spec
     facts.incarnation = message.incarnation
     context.apply_lease(facts, message.resources, message.instances)
-    options = None
-    if spec.args_object is not None:
-        options = CallOptions(args_object=spec.args_object)
+    options = CallOptions(args_object=spec.args_object, attempt=message.incarnation)
     args = payload[message.class_size :]
-    call = Call(
-        spec.actor_id + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE),
-        spec.class_key,
-        "__init__",
-        1,
-        spec.args_size,
-        0,
-        0,
-        options,
-    )
-    runtime.context.task_id = runtime.context.put_task_id = runtime.ids.task_id()
-    running = runner.started(call)
+    task_id = creation_task_id(spec.actor_id)
+    call = Call(task_id, spec.class_key, "__init__", 1, spec.args_size, 0, 0, options)
+    runtime.context.task_id = task_id
+    runtime.context.put_task_id = runtime.ids.task_id()  # of this incarnation alone
+    begin = time.monotonic()
+    running = facts.constructing = runner.started(call, begin)
     context.running.set(running)
     agent = runtime.agent
     assert agent is not None
@@ -72,10 +64,14 @@ def make_instance(
     except BaseException as error:
         blob = serialize_error(creation_error(facts, error))
         facts.actor = None
+        runner.finished(running, begin, time.monotonic(), type(error).__name__)
+        runner.flush_events(float("inf"))  # while the agent knows whose process this is
         agent.send(ActorStarted(spec.actor_id, message.incarnation, is_error=True), blob)
         return False
     finally:
         context.running.set(None)
+        facts.constructing = None
+    runner.finished(running, begin, time.monotonic(), "")
     started = encode(ActorStarted(spec.actor_id, message.incarnation))
     runner.conclude(running, started, agent.send_frame)
     return True

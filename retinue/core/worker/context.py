@@ -51,6 +51,7 @@ class WorkerFacts:
     has_lease: bool = False
     actor: Any = None
     actor_spec: ActorSpec | None = None
+    constructing: RunningCall | None = None  # the constructor, while it runs
     incarnation: int = 0
 
     def accelerator_ids(self) -> dict[str, list[str]]:

@@ -166,6 +166,8 @@ class Worker:
 
     def _describe_tasks(self, arguments: dict[str, str]) -> dict[str, Any]:
         spec = self.facts.actor_spec
+        constructing = self.facts.constructing
+        calls = self.executor.running_calls() if constructing is None else [constructing]
         running = [
             running_task(
                 self.runtime,
@@ -178,7 +180,7 @@ class Worker:
                 started=call.started,
                 actor_id=spec.actor_id if spec is not None else b"",
             )
-            for call in self.executor.running_calls()
+            for call in calls
         ]
         return describe_tasks(self.runtime, running, limit=int(arguments.get("limit", DEFAULT_LIMIT)))
 

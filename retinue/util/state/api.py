@@ -267,7 +267,8 @@ def list_tasks(
 ) -> list[TaskState]:
     """Running, waiting, and the latest finished tasks and actor calls, in this order.
 
-    Each node keeps a bounded number of finished ones. An actor's constructor is not listed as a task.
+    Each node keeps a bounded number of finished ones. An actor's constructor is one of type
+    ACTOR_CREATION_TASK, an attempt for each time that the actor was started.
     """
     options = ListApiOptions(limit, timeout, detail, filters)
     found: list[TaskState] = StateApiClient(address).list(

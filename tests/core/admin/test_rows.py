@@ -46,6 +46,7 @@ def finished(task_id: str, end: float, **more: Any) -> dict[str, Any]:
         "worker_id": "w1",
         "pid": 5,
         "actor_id": "",
+        "type": "NORMAL_TASK",
         **more,
     }
 
@@ -147,7 +148,8 @@ def test_every_attempt_is_told_once(unfinished: list[tuple[int, str]], data: st.
 
 
 def test_an_actors_calls_are_actor_tasks() -> None:
-    (row,) = rows.task_rows([tasks([], [finished("t1" + JOB.hex(), 5.0, actor_id="a1")])])
+    call = finished("t1" + JOB.hex(), 5.0, actor_id="a1", type="ACTOR_TASK")
+    (row,) = rows.task_rows([tasks([], [call])])
     assert (row["type"], row["actor_id"], row["job_id"]) == ("ACTOR_TASK", "a1", JOB.hex())
 
 

@@ -36,12 +36,13 @@ def test_tasks_are_counted_by_name_and_state() -> None:
         {"name": "f", "func_or_class_name": "f", "type": "NORMAL_TASK", "state": "RUNNING"},
         {"name": "f", "func_or_class_name": "f", "type": "NORMAL_TASK", "state": "FINISHED"},
         {"name": "", "func_or_class_name": "A.m", "type": "ACTOR_TASK", "state": "FINISHED"},
+        {"name": "A.__init__", "type": "ACTOR_CREATION_TASK", "state": "FINISHED"},
     ]
-    cluster = summarize_tasks(tasks, actors=4)["cluster"]
+    cluster = summarize_tasks(tasks)["cluster"]
     assert cluster["summary"]["f"]["state_counts"] == {"RUNNING": 1, "FINISHED": 1}
     assert cluster["summary"]["A.m"]["type"] == "ACTOR_TASK"
     totals = cluster["total_tasks"], cluster["total_actor_tasks"], cluster["total_actor_scheduled"]
-    assert totals == (2, 1, 4)
+    assert totals == (2, 1, 1)
 
 
 def test_actors_are_counted_by_class_and_state() -> None:

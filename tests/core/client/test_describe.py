@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+from retinue.core.client.actors import ActorQueue
 from retinue.core.client.describe import describe_objects, describe_tasks, dump_stacks
 from retinue.core.client.tasks import FunctionDef, TaskRecord
 from retinue.core.ids import put_id, return_id
@@ -10,8 +11,9 @@ from retinue.core.wire.messages import Address, CallOptions
 FUNCTION = FunctionDef(b"k", b"", "module.work", [])
 
 
-def runtime(entries: dict[bytes, Entry]) -> Any:
-    return SimpleNamespace(table=SimpleNamespace(entries=entries))
+def runtime(entries: dict[bytes, Entry], being_made: list[tuple[ActorQueue, bool]] | None = None) -> Any:
+    actors = SimpleNamespace(being_made=lambda: being_made or [])
+    return SimpleNamespace(table=SimpleNamespace(entries=entries), actors=actors)
 
 
 def task(number: int, **more: Any) -> TaskRecord:
@@ -48,6 +50,16 @@ def test_a_call_with_several_returns_is_told_once() -> None:
     one = task(1)
     entries = {return_id(one.task_id, index): Entry(PENDING, 1, task=one) for index in range(3)}
     assert len(describe_tasks(runtime(entries))["tasks"]) == 1
+
+
+def test_actors_that_wait_for_a_node_are_constructors_to_run() -> None:
+    queue = ActorQueue(b"a" * 12 + b"jobs", class_name="Counter")
+    found = describe_tasks(runtime({}, [(queue, True), (queue, False)]), limit=1)
+    (creation,) = found["tasks"]
+    assert (creation["name"], creation["type"]) == ("Counter.__init__", "ACTOR_CREATION_TASK")
+    assert creation["state"] == "PENDING_NODE_ASSIGNMENT"
+    assert bytes.fromhex(creation["task_id"]).endswith(b"jobs")
+    assert found["omitted"] == 1
 
 
 def test_objects_say_what_made_them() -> None:

@@ -144,6 +144,55 @@ def test_tasks_are_seen_waiting_running_finished_and_failed() -> None:
     assert counts["summary"]["my waiter"]["state_counts"]["FINISHED"] == 1
 
 
+def constructors(class_name: str, task_state: str) -> list[TaskState]:
+    filters = [("type", "=", "ACTOR_CREATION_TASK"), ("name", "=", f"{class_name}.__init__")]
+    return state.list_tasks(filters=[*filters, ("state", "=", task_state)], detail=True)
+
+
+def test_constructors_are_tasks_from_their_call_to_their_end() -> None:
+    gate = Gate.options(num_cpus=0).remote()
+
+    @retinue.remote(num_cpus=0)
+    class Slow:
+        def __init__(self, opened: retinue.ObjectRef | None, fails: bool) -> None:
+            retinue.get(gate.wait.remote())
+            if fails:
+                raise ValueError("not made")
+
+        def task_id(self) -> str:
+            return retinue.get_runtime_context().get_task_id()
+
+    @retinue.remote(num_cpus=0)
+    def opened() -> None:
+        retinue.get(gate.wait.remote())
+
+    good, bad = Slow.remote(None, False), Slow.remote(None, True)
+    stuck = Slow.options(resources={"nowhere": 1}).remote(None, False)
+    waiting = Slow.options(resources={"nowhere": 1}).remote(opened.remote(), False)
+    assert {t.actor_id for t in eventually(lambda: constructors("Slow", "PENDING_ARGS_AVAIL"))} == {
+        waiting._actor_id.hex()
+    }
+    pending = {stuck._actor_id.hex()}
+    eventually(
+        lambda: (
+            {t.actor_id for t in constructors("Slow", "PENDING_NODE_ASSIGNMENT")} == pending
+            and len(constructors("Slow", "RUNNING")) == 2
+        )
+    )
+    retinue.get(gate.open.remote())
+    (done,) = eventually(lambda: constructors("Slow", "FINISHED"))
+    assert (done.actor_id, done.attempt_number) == (good._actor_id.hex(), 0)
+    assert done.job_id == retinue.get_runtime_context().get_job_id()
+    assert done.start_time_ms <= done.end_time_ms
+    assert retinue.get(good.task_id.remote()) != done.task_id
+    (failed,) = eventually(lambda: constructors("Slow", "FAILED"))
+    assert (failed.actor_id, failed.error_type) == (bad._actor_id.hex(), "ValueError")
+    assert state.get_task(done.task_id).state == "FINISHED"
+    assert state.summarize_tasks()["cluster"]["total_actor_scheduled"] >= 4
+    for actor in (stuck, waiting):
+        retinue.kill(actor)
+
+
 def test_objects_tell_who_holds_them() -> None:
     ref = retinue.put(b"x" * 1_000_000)
     (held,) = state.get_objects(ref.hex())
