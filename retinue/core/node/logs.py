@@ -1,7 +1,8 @@
 """Workers' output: read from their files, folded and limited, sent to the drivers of their job.
 
-Lives here: following files, `LineFolder` (pure: what of a stream of lines is passed on), reading parts of
-files for people. Does not: where the files are made (`zygote`), or showing lines (the driver).
+Lives here: following files, `LineFolder` (pure: what of a stream of lines is passed on), the end of a dead
+worker's. Does not: where the files are made (`zygote`), reading them for people (`log_files`), or showing
+lines (the driver).
 """
 
 from __future__ import annotations
@@ -179,21 +180,12 @@ def tail(path: str, max_bytes: int) -> str:
     return data.decode(errors="replace").strip()
 
 
-def read_part(path: str, offset: int, max_bytes: int, *, tail_lines: int = -1) -> tuple[str, int]:
-    """Part of a file for people, and the offset behind it. `tail_lines` >= 0: only the last ones of it."""
-    data = _read_from(path, offset, max_bytes)
-    end = offset + len(data)
-    if tail_lines >= 0:
-        data = b"".join(data.splitlines(keepends=True)[-tail_lines:]) if tail_lines else b""
-    return data.decode(errors="replace"), end
-
-
-def _read_from(path: str, position: int, max_bytes: int = CHUNK_BYTES) -> bytes:
+def _read_from(path: str, position: int) -> bytes:
     try:
         if os.stat(path).st_size <= position:
             return b""
         with open(path, "rb") as file:
             file.seek(position)
-            return file.read(max_bytes)
+            return file.read(CHUNK_BYTES)
     except OSError:
         return b""  # not made yet, or removed

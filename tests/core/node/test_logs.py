@@ -8,7 +8,6 @@ from retinue.core.node.logs import (
     REPEAT_WINDOW_S,
     LineFolder,
     LogFollower,
-    read_part,
     tail,
 )
 
@@ -78,11 +77,3 @@ def test_a_tail_begins_with_a_whole_line(tmp_path: Path) -> None:
     path.write_text("first line\nsecond line\nthird line\n")
     assert tail(str(path), 25) == "second line\nthird line"
     assert tail(str(tmp_path / "none"), 25) == ""
-
-
-def test_parts_of_a_file_follow_one_another(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("one\ntwo\nthree\n")
-    _text, offset = read_part(str(path), 0, 8)[:2]
-    assert read_part(str(path), offset, 100)[0] == "three\n"
-    assert read_part(str(path), 0, 100, tail_lines=2)[0] == "two\nthree\n"
