@@ -25,14 +25,18 @@ import msgspec
 
 from retinue.core import session as sessions
 from retinue.core.config import AdminConfig, AgentConfig
+from retinue.core.errors import RetinueSystemError
 from retinue.core.launch import AgentProcess, HeadProcess, HeadSupervisor, Listeners, Process, head_config
 from retinue.core.node_watch import NodeWatch
 from retinue.core.session import ClusterFile, Session
 from retinue.core.transport.blocking import BlockingClient
-from retinue.core.wire.messages import Address, Query
+from retinue.core.wire.messages import Address, Query, Shutdown
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
+# An agent that does not answer is sent a signal; one that is over its time by this much is killed.
+ASK_TIMEOUT_S = 2.0
+AGENT_END_S = 5.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -332,14 +336,17 @@ def stop(
 ) -> Stopped:
     """End this user's nodes on this machine that were started to outlive their starter.
 
-    Returns once their processes are gone and their folders removed.
+    What runs there has `grace_period_s` to finish; with `force`, everything is killed at once. Returns once
+    their processes are gone and their folders removed.
     """
     clusters = [c for c in sessions.find_clusters(temp_dir) if include_private or not c.is_private]
     pidfds = {c.session_dir: pidfd for c in clusters if (pidfd := _agent_pidfd(c)) is not None}
     killed = 0
-    for pidfd in pidfds.values():
-        _send(pidfd, signal.SIGKILL if force else signal.SIGTERM)
-    deadline = time.monotonic() + grace_period_s
+    for cluster in clusters:
+        pidfd = pidfds.get(cluster.session_dir)
+        if pidfd is not None and (force or not _ask_to_end(cluster, grace_period_s)):
+            _send(pidfd, signal.SIGKILL if force else signal.SIGTERM)
+    deadline = time.monotonic() + grace_period_s + AGENT_END_S
     for pidfd in pidfds.values():
         if not _ended_within(pidfd, deadline - time.monotonic()):
             _send(pidfd, signal.SIGKILL)
@@ -351,6 +358,18 @@ def stop(
         _wait_unheld(session_dir, STOP_TIMEOUT_S)
     sessions.clean_stale(temp_dir)
     return Stopped(ended=len(pidfds) - killed, killed=killed)
+
+
+def _ask_to_end(cluster: ClusterFile, grace_period_s: float) -> bool:
+    """Have the agent end its node in order; False if it cannot be asked."""
+    assert cluster.agent is not None  # it is this machine's
+    try:
+        token = sessions.cluster_token(cluster)
+        with BlockingClient(cluster.agent, token, kind="agent", timeout_s=ASK_TIMEOUT_S) as client:
+            client.request(Shutdown(0, grace_period_s))
+    except (OSError, RetinueSystemError):
+        return False
+    return True
 
 
 def end(process: Process, *, is_graceful: bool = True, timeout_s: float = STOP_TIMEOUT_S) -> int | None:

@@ -42,6 +42,13 @@ async def run(config: AgentConfig, lifeline_fd: int, *, is_stubborn: bool) -> No
         Lifeline(lifeline_fd, stopped.set).watch(loop)
     tasks = []
     head = None
+
+    def answer(connection: LoopConnection, message: Any, payload: bytes) -> None:
+        if isinstance(message, m.Ping | m.Shutdown):
+            connection.send(m.Ok(message.rid))
+        if isinstance(message, m.Shutdown) and not is_stubborn:
+            stopped.set()
+
     if config.supervised_head is not None:
         head = HeadProcess(config.supervised_head)
         tasks.append(asyncio.create_task(supervise(head)))
@@ -55,11 +62,6 @@ async def run(config: AgentConfig, lifeline_fd: int, *, is_stubborn: bool) -> No
     if head is not None:
         head.stop()
         head.wait()
-
-
-def answer(connection: LoopConnection, message: Any, payload: bytes) -> None:
-    if isinstance(message, m.Ping):
-        connection.send(m.Ok(message.rid))
 
 
 async def stay_registered(config: AgentConfig, stopped: asyncio.Event) -> None:

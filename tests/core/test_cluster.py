@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from retinue.core import cluster as clusters
 from retinue.core import session as sessions
 from retinue.core.cluster import (
     LOOPBACK,
@@ -131,6 +132,7 @@ def test_an_agent_that_does_not_end_is_killed_after_the_grace(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_fake_agents(monkeypatch, "stubborn")
+    monkeypatch.setattr(clusters, "AGENT_END_S", 0.05)
     start_head_node(ONE_CPU)
     result = stop(grace_period_s=0.05)
     assert (result.ended, result.killed) == (0, 1)

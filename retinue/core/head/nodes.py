@@ -78,7 +78,7 @@ class NodeTable:
 
     def registered(self, info: NodeInfo) -> None:
         """An agent is here, for the first time, after a lost connection, or after it was thought dead."""
-        info = msgspec.structs.replace(info, alive=True, death_reason="")
+        info = msgspec.structs.replace(info, alive=True, death_reason="", end_time=0.0)
         known = self._nodes.get(info.node_id)
         if known is not None and known.info.draining:
             info = msgspec.structs.replace(info, draining=True)
@@ -125,14 +125,14 @@ class NodeTable:
             node.is_connected = False
             self._away_until[node_id] = now + self._grace_s
 
-    def died(self, node_id: bytes, reason: str) -> list[NodeDied]:
+    def died(self, node_id: bytes, reason: str, *, wall_time: float) -> list[NodeDied]:
         """The node is gone for certain (its agent's process is dead, or it has said goodbye)."""
         self._away_until.pop(node_id, None)
         node = self._nodes.pop(node_id, None)
         if node is None:
             return []
         self._dead[node_id] = msgspec.structs.replace(
-            node.info, alive=False, available={}, waiting=0, death_reason=reason
+            node.info, alive=False, available={}, waiting=0, death_reason=reason, end_time=wall_time
         )
         while len(self._dead) > MAX_DEAD_NODES:
             del self._dead[next(iter(self._dead))]
@@ -149,10 +149,10 @@ class NodeTable:
         self._note_change(node_id)
         return True
 
-    def tick(self, *, now: float) -> list[NodeDied]:
+    def tick(self, *, now: float, wall_time: float) -> list[NodeDied]:
         late = [node_id for node_id, until in self._away_until.items() if until <= now]
         reason = f"its agent's connection was lost and not back within {self._grace_s:g} s"
-        return [decision for node_id in late for decision in self.died(node_id, reason)]
+        return [decision for node_id in late for decision in self.died(node_id, reason, wall_time=wall_time)]
 
     def next_deadline(self) -> float | None:
         times = list(self._away_until.values())

@@ -52,6 +52,8 @@ VIEW_INTERVAL_S = 0.01
 VIEW_INTERVAL_PER_WATCHER_S = 0.001  # a thousand agents get the view once a second
 # Time that a driver has to find the new head, beyond its usual grace.
 NEW_HEAD_GRACE_S = 5.0
+# Beyond what its work was given, an agent may take so long to end.
+AGENTS_END_S = 5.0
 
 Handler = Callable[[Any, Any, bytes], None]
 
@@ -80,6 +82,7 @@ class HeadServer:
         self.kv = KeyValueTable()
         self.events = EventLog()
         self.stopped = asyncio.Event()
+        self._is_ending = False
         self._errors: dict[bytes, bytes] = {}  # actor id -> what its constructor raised
         self._agents: dict[bytes, LoopConnection] = {}
         self._drivers: dict[bytes, LoopConnection] = {}
@@ -197,6 +200,7 @@ class HeadServer:
         now = time.monotonic()
         if peer.node_id and self._agents.get(peer.node_id) is connection:
             del self._agents[peer.node_id]
+            self._end_with_last_agent()
             self.nodes.connection_lost(peer.node_id, now=now)
         if peer.job_id and self._drivers.get(peer.job_id) is connection:
             del self._drivers[peer.job_id]
@@ -282,6 +286,7 @@ class HeadServer:
         connection = self._agents.pop(died.node_id, None)
         if connection is not None:
             connection.close()
+        self._end_with_last_agent()
         self.records.forget_node(died.node_id)
         now = time.monotonic()
         # The actors first: those whose driver was on the node as well are told of the node, not of their job.
@@ -304,7 +309,7 @@ class HeadServer:
 
     def _agent_process_died(self, node_id: bytes) -> None:
         self._forget_agent_process(node_id)
-        for died in self.nodes.died(node_id, "its agent process ended"):
+        for died in self.nodes.died(node_id, "its agent process ended", wall_time=time.time()):
             self._node_died(died)
         self._arm()
 
@@ -467,7 +472,7 @@ class HeadServer:
         """A process, or (an agent's own goodbye) a node."""
         node = self.nodes.get(connection.context.node_id)
         if node is not None and node.address.worker_id == message.worker_id:
-            for died in self.nodes.died(node.node_id, "it was shut down"):
+            for died in self.nodes.died(node.node_id, "it was shut down", wall_time=time.time()):
                 self._node_died(died)
             return
         self._carry_out_jobs(self.jobs.owner_gone(message.worker_id, wall_time=time.time()))
@@ -598,7 +603,17 @@ class HeadServer:
         for agent in self._agents.values():
             agent.start_request(m.Shutdown(0, message.grace_period_s)).add_done_callback(_ignore)
         self._reply(connection, m.Ok(message.rid))
-        self._log.when_durable(self.stopped.set)
+        self._is_ending = True
+        if message.grace_period_s <= 0 or not self._agents:
+            self._log.when_durable(self.stopped.set)
+        else:
+            asyncio.get_running_loop().call_later(
+                message.grace_period_s + AGENTS_END_S, self._log.when_durable, self.stopped.set
+            )
+
+    def _end_with_last_agent(self) -> None:
+        if self._is_ending and not self._agents:
+            self._log.when_durable(self.stopped.set)
 
     # time
 
@@ -619,7 +634,7 @@ class HeadServer:
     def _tick(self) -> None:
         self._timer = None
         now = time.monotonic()
-        for died in self.nodes.tick(now=now):
+        for died in self.nodes.tick(now=now, wall_time=time.time()):
             self._node_died(died)
         self._check_recovery()
         self._carry_out_jobs(self.jobs.tick(now=now, wall_time=time.time()))

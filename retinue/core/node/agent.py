@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -21,6 +22,7 @@ from retinue.core.node.accelerators import GpuSource, NvmlGpus, device_ids
 from retinue.core.node.actors import ActorRoom
 from retinue.core.node.cluster import Cluster
 from retinue.core.node.leasing import Leasing
+from retinue.core.node.leaving import REASON, Leaving
 from retinue.core.node.limits import cpu_count, node_resources, store_bytes
 from retinue.core.node.listeners import ListenerRoom
 from retinue.core.node.logs import LogFollower
@@ -69,6 +71,7 @@ class Agent:
         self.config = config
         self.stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._start_time = time.time()
         knobs = config.system_config
         gpus = gpus or NvmlGpus()
         total = node_resources(config, gpus)
@@ -89,6 +92,7 @@ class Agent:
         self.processes = Processes(config, self.spawner, lifeline_fd=lifeline_fd)
         self.leasing = Leasing(table, pool, self.processes)
         self.cluster = Cluster(config, make_registration=self._registration, make_report=self._node_report)
+        self.leaving = Leaving(self.leasing, self.processes, self.stopped.set)
         self.actors = ActorRoom(self.leasing, self.processes, self.cluster.tell_head)
         self.store = StoreRoom(
             budget_bytes=store_bytes(config),
@@ -123,7 +127,7 @@ class Agent:
     def _connect_rooms(self) -> None:
         self.processes.on_ready = self._process_ready
         self.processes.on_dead = self._process_dead
-        self.leasing.on_change = self.cluster.report_soon
+        self.leasing.on_change = self._leases_changed
         self.leasing.address_of_node = self.cluster.address_of
         self.pulling.address_of_node = self.cluster.address_of
         self.owners.on_orphans = self._free_here
@@ -164,6 +168,7 @@ class Agent:
         """End every process of the node but those to `keep`, then the rest. Nothing is left but its log."""
         for timer in self._timers.values():
             timer.cancel()
+        self.leaving.close()
         for task in self._tasks:
             task.cancel()
         for server in self._servers:
@@ -303,6 +308,10 @@ class Agent:
         if process.kind == WORKER:
             self._follow(process)
 
+    def _leases_changed(self) -> None:
+        self.cluster.report_soon()
+        self.leaving.look()
+
     def _process_dead(self, process: Process, death: m.DeathInfo) -> None:
         self.store.died(process.worker_id)
         self.owners.process_died(process.worker_id)
@@ -313,6 +322,7 @@ class Agent:
             self._told = {(job_id, node_id) for job_id, node_id in self._told if job_id != process.job_id}
         else:
             self.logs.forget(process.worker_id, now=self._loop.time())
+        self.leaving.look()
 
     def _name_of(self, worker_id: bytes) -> str:
         process = self.processes.get(worker_id)
@@ -374,7 +384,13 @@ class Agent:
 
     def _shutdown(self, connection: LoopConnection, message: m.Shutdown, payload: bytes) -> None:
         connection.send(m.Ok(message.rid))
-        self.stopped.set()
+        if message.grace_period_s <= 0:
+            self.stopped.set()
+            return
+        self.cluster.ask_head(
+            m.DrainNode(0, self.config.node_id, REASON)
+        )  # actors start elsewhere from now on
+        self.leaving.begin(message.grace_period_s)
 
     def _nodes_changed(self) -> None:
         own = self.cluster.nodes.get(self.config.node_id)
@@ -404,6 +420,7 @@ class Agent:
             hostname=socket.gethostname(),
             session_dir=config.session_dir,
             is_head=config.is_head_node,
+            start_time=self._start_time,
         )
         infos, payload = self.actors.infos()
         live = [process.worker_id for process in self.processes]

@@ -134,6 +134,11 @@ class Cluster:
         else:
             self._unsaid.append((message, payload))
 
+    def ask_head(self, request: Any) -> None:
+        """Ask for something whose answer does not matter; not repeated to the next head."""
+        if self.head is not None and not self.head.is_closed:
+            self.head.start_request(request).add_done_callback(_ignore)
+
     def _see(self, view: ClusterView) -> None:
         if view.full:
             self.nodes = {}
@@ -229,3 +234,9 @@ class Cluster:
             peer.close()
         if self.head is not None:
             self.head.close()
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    """The answer does not matter, nor that none came."""
+    if not future.cancelled():
+        future.exception()

@@ -61,6 +61,7 @@ class Leasing:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._pool_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._is_leaving = False
 
     def run(self) -> None:
         self._pool_timer = self._loop.call_later(POOL_TICK_S, self._tick_pool)
@@ -149,6 +150,18 @@ class Leasing:
     def drain(self) -> None:
         self._carry_out(self.table.drain(now=self._loop.time()))
 
+    def leave(self) -> None:
+        """Begin nothing new, and have every task's lease back when the task is over."""
+        self._is_leaving = True
+        self.drain()
+        for lease in self.table.leases():
+            if not lease.party.is_actor:
+                self._tell(lease.party.client.client_id, LeaseRecall(lease.lease_id))
+
+    def has_tasks(self) -> bool:
+        """Whether any lease is out that is not an actor's."""
+        return any(not lease.party.is_actor for lease in self.table.leases())
+
     # --- carrying out
 
     def _carry_out(self, decisions: list[leases.Decision]) -> None:
@@ -198,6 +211,8 @@ class Leasing:
             return  # it died just now: LeaseLost follows
         message = LeaseGrant(grant.shape_id, grant.lease_id, process.address, grant.instances)
         self._tell(grant.client_id, message)
+        if self._is_leaving:  # it was on its way already
+            self._tell(grant.client_id, LeaseRecall(grant.lease_id))
 
     def _tell(self, client_id: ClientId, message: Message, payload: bytes = b"") -> None:
         connection = self._clients.get(client_id)

@@ -84,6 +84,11 @@ class WorkerPool:
         self._kinds: dict[bytes, Kind] = {}
         self._workers: dict[bytes, Worker] = {}
         self._starting = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Start nothing more, whoever waits for it."""
+        self._is_closed = True
 
     # --- leases
 
@@ -201,7 +206,7 @@ class WorkerPool:
 
     def _start_more(self, now: float) -> list[Decision]:
         out: list[Decision] = []
-        for kind in self._kinds.values():
+        for kind in self._kinds.values() if not self._is_closed else ():
             while self._starting < self._max_starting and kind.starting < len(kind.needs) + kind.ahead:
                 worker = Worker(self._new_worker_id(), kind, STARTING, now)
                 self._workers[worker.worker_id] = worker

@@ -673,6 +673,10 @@ class LeaseTable:
         """Demand that does not fit now, for the head's report: (resources, how many)."""
         return [(to_floats(party.placement), party.unserved()) for party in self._waiting]
 
+    def leases(self) -> list[Lease]:
+        """All that are granted, or wait for their worker."""
+        return list(self._leases.values())
+
     def lease_of(self, worker_id: bytes) -> Lease | None:
         return self._by_worker.get(worker_id)
 

@@ -268,6 +268,22 @@ def test_what_the_head_does_not_understand_costs_only_that_connection(run_with_h
     run_with_head(test)
 
 
+def test_a_head_that_is_shut_down_with_a_grace_ends_with_its_last_agent(run_with_head: Run) -> None:
+    async def test(head: ScriptedHead) -> None:
+        first, second = await head.agent("a"), await head.agent("b")
+        client = await head.peer("client")
+        await client.ask(m.Shutdown(0, 600.0))
+        for agent in (first, second):
+            assert (await agent.expect(m.Shutdown))[0].grace_period_s == 600.0
+        first.connection.close()
+        await client.ask(m.Ping(0))
+        assert not head.server.stopped.is_set()
+        second.connection.close()
+        await asyncio.wait_for(head.server.stopped.wait(), 10)
+
+    run_with_head(test)
+
+
 def test_shutdown_ends_the_agents_and_then_the_head(run_with_head: Run) -> None:
     async def test(head: ScriptedHead) -> None:
         agent, client = await head.agent("a"), await head.peer("client")

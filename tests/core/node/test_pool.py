@@ -52,6 +52,14 @@ def test_an_idle_worker_is_used_again_but_not_by_another_job(pool: WorkerPool) -
     assert pool.need(3, ENV, now=0.0) == [Use(3, b"w1")]
 
 
+def test_a_closed_pool_starts_nothing_more(pool: WorkerPool) -> None:
+    pool.need(1, ENV, now=0.0)
+    pool.need(2, ENV, now=0.0)
+    pool.close()
+    assert pool.died(b"w1", "killed", now=0.0, was_killed=True) == []
+    assert pool.need(3, OTHER_JOB, now=0.0) == []
+
+
 def test_environments_that_differ_in_order_only_share_workers(pool: WorkerPool) -> None:
     pool.need(1, WorkerEnv(b"j", {"a": "1", "b": "2"}), now=0.0)
     pool.registered(b"w1", now=0.0)
