@@ -102,6 +102,8 @@ def node_rows(nodes: Iterable[NodeInfo]) -> list[Row]:
             "node_name": info.hostname,
             "resources_total": dict(info.total),
             "labels": dict(info.labels),
+            "start_time_ms": to_ms(info.start_time),
+            "end_time_ms": to_ms(info.end_time),
         }
         for info in nodes
     ]

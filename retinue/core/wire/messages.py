@@ -683,6 +683,8 @@ class NodeInfo(Struct, array_like=True, frozen=True):
     waiting: int = 0  # lease demand that does not fit now
     is_head: bool = False
     death_reason: str = ""
+    start_time: float = 0.0  # wall clock seconds, as `end_time`: of its agent
+    end_time: float = 0.0  # 0 while it lives
 
 
 class ActorSpec(Struct, array_like=True, frozen=True):

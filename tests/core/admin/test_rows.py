@@ -84,14 +84,21 @@ def test_actors_have_rays_words_and_living_ones_come_first() -> None:
 
 
 def test_nodes_say_why_they_are_dead() -> None:
-    alive = NodeInfo(b"1" * 16, HERE, {"CPU": 2.0}, {}, is_head=True)
+    alive = NodeInfo(b"1" * 16, HERE, {"CPU": 2.0}, {}, is_head=True, start_time=2.0)
     dead = NodeInfo(
-        b"2" * 16, Address(b"", b"", "", "10.0.0.2", 1), {}, {}, alive=False, death_reason="removed"
+        b"2" * 16,
+        Address(b"", b"", "", "10.0.0.2", 1),
+        {},
+        {},
+        alive=False,
+        death_reason="removed",
+        end_time=3.0,
     )
     found = rows.node_rows([dead, alive])
     assert [row["state"] for row in found] == ["ALIVE", "DEAD"]
     assert found[0]["node_ip"] == "127.0.0.1"
     assert (found[1]["node_ip"], found[1]["state_message"]) == ("10.0.0.2", "removed")
+    assert (found[0]["start_time_ms"], found[0]["end_time_ms"], found[1]["end_time_ms"]) == (2000, None, 3000)
 
 
 def test_running_jobs_come_first_then_the_latest() -> None:

@@ -89,7 +89,7 @@ class Head:
         return start
 
     def lose_node(self, node_id: bytes) -> list[Decision]:
-        [died] = self.nodes.died(node_id, "killed")
+        [died] = self.nodes.died(node_id, "killed", wall_time=9.0)
         return self.table.node_died(node_id, died.reason, now=self.now)
 
     def actor(self, number: int = 1) -> Actor:

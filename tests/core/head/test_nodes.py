@@ -34,35 +34,37 @@ def test_a_lost_agent_has_a_grace_and_takes_nothing_meanwhile(table: NodeTable) 
     assert table.views() == []
     assert table.is_alive(A)
     assert table.next_deadline() == 6.0
-    assert table.tick(now=5.9) == []
-    [died] = table.tick(now=6.0)
+    assert table.tick(now=5.9, wall_time=9.0) == []
+    [died] = table.tick(now=6.0, wall_time=9.0)
     assert died.node_id == A
     assert not table.is_alive(A)
-    assert table.tick(now=7.0) == []
+    assert table.tick(now=7.0, wall_time=9.0) == []
 
 
 def test_an_agent_that_comes_back_in_time_stays(table: NodeTable) -> None:
     table.registered(node())
     table.connection_lost(A, now=5.0)
     table.registered(node())
-    assert table.tick(now=99.0) == []
+    assert table.tick(now=99.0, wall_time=9.0) == []
     assert len(table.views()) == 1
 
 
 def test_a_dead_node_is_told_once_and_shown_with_its_reason(table: NodeTable) -> None:
     table.registered(node())
-    assert table.died(A, "its agent ended") == [NodeDied(A, "its agent ended")]
-    assert table.died(A, "again") == []
+    assert table.died(A, "its agent ended", wall_time=9.0) == [NodeDied(A, "its agent ended")]
+    assert table.died(A, "again", wall_time=9.0) == []
     [info] = table.infos()
     assert (info.alive, info.death_reason, info.available) == (False, "its agent ended", {})
+    assert info.end_time == 9.0
 
 
 def test_a_node_thought_dead_may_come_back(table: NodeTable) -> None:
     table.registered(node())
-    table.died(A, "its connection was lost")
+    table.died(A, "its connection was lost", wall_time=9.0)
     table.registered(node())
     [info] = table.infos()
     assert info.alive
+    assert info.end_time == 0.0
 
 
 def test_room_for_an_actor_on_its_way_is_taken_until_a_report_counts_it(table: NodeTable) -> None:

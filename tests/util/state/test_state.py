@@ -80,7 +80,9 @@ class Gate:
 def test_nodes_jobs_and_the_driver_are_listed() -> None:
     (node,) = state.list_nodes()
     assert (node.state, node.is_head_node, node["resources_total"]["CPU"]) == ("ALIVE", True, 2.0)
-    assert state.get_node(node.node_id).node_id == node.node_id
+    found = state.get_node(node.node_id)
+    assert (found.node_id, found.end_time_ms) == (node.node_id, None)
+    assert time.time() - 600 < found.start_time_ms / 1000 < time.time()
     (job,) = state.list_jobs(filters=[("status", "=", "RUNNING")])
     assert job.driver_info.pid == str(os.getpid())
     assert state.get_job(job.job_id).entrypoint == job.entrypoint
