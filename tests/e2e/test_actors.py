@@ -264,3 +264,23 @@ def _until(is_so: Any, timeout_s: float = 20.0) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it never came to be so"
         time.sleep(0.005)
+
+
+def test_a_second_caller_is_heard_while_the_first_calls_without_a_pause() -> None:
+    """The worker reads an only caller's socket without epoll: another one's arrival must wake it."""
+
+    @retinue.remote(num_cpus=0)
+    def call_often(counter: Any) -> None:
+        for _ in range(20):
+            retinue.get(counter.add.remote())
+
+    counter = Counter.remote()
+    total = 0
+    for _ in range(5):
+        others = [call_often.remote(counter) for _ in range(2)]
+        while len(retinue.wait(others, num_returns=2, timeout=0)[0]) < 2:
+            retinue.get(counter.add.remote())
+            total += 1
+        retinue.get(others)
+        total += 40
+        assert retinue.get(counter.add.remote(0)) == total

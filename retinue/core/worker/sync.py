@@ -55,7 +55,14 @@ _OWN_MODULES = "retinue.core."
 
 EXIT = "exit"
 
+# Ignored by default: where user code has taken our handler away, a wake-up is late, and kills nobody.
+_WAKE_SIGNAL = signal.SIGURG
+
 Item = tuple[Connection, Any, bytes]
+
+
+class _Woken(Exception):
+    """Look again: there is another caller, or the end."""
 
 
 class SyncExecutor(WaitHook):
@@ -84,6 +91,8 @@ class SyncExecutor(WaitHook):
         self._credit = threading.Condition()
         self._stopping: Any = None
         self._main_thread = threading.get_ident()
+        self._only: Connection | None = None  # the one caller, while there is but one
+        self._is_receiving = False  # from the only caller, without epoll
         self.running: context.RunningCall | None = None
         self._call_counts: dict[bytes, int] = {}
 
@@ -95,6 +104,7 @@ class SyncExecutor(WaitHook):
         connection.on_closing = self._closing
         connection.on_close = self._closed
         self._connections[connection.fd] = connection
+        self._note_only()
         self.epoll.register(connection.fd, select.EPOLLIN)
         self.runtime.io.post(self.wake)
 
@@ -102,7 +112,12 @@ class SyncExecutor(WaitHook):
         # While the descriptor is open: a child that user code forked may keep it so, and readable.
         if self._connections.get(connection.fd) is connection:
             del self._connections[connection.fd]
+            self._note_only()
             self.epoll.unregister(connection.fd)
+
+    def _note_only(self) -> None:
+        connections = list(self._connections.values())
+        self._only = connections[0] if len(connections) == 1 else None
 
     def _closed(self, connection: Connection) -> None:
         with self._flush_lock:
@@ -115,6 +130,8 @@ class SyncExecutor(WaitHook):
 
     def wake(self) -> None:
         os.eventfd_write(self._event, 1)
+        if self._is_receiving:
+            signal.pthread_kill(self._main_thread, _WAKE_SIGNAL)
 
     def stop(self, reason: Any) -> None:
         """Have `run()` return `reason` once what is accepted has run."""
@@ -200,6 +217,7 @@ class SyncExecutor(WaitHook):
         """SIGINT raises KeyboardInterrupt only in the very task that is to be cancelled, in its own code."""
         self._main_thread = threading.get_ident()
         signal.signal(signal.SIGINT, self._on_interrupt)
+        signal.signal(_WAKE_SIGNAL, self._on_wake)
 
     def _is_to_interrupt(self) -> context.RunningCall | None:
         running = self.running
@@ -249,6 +267,9 @@ class SyncExecutor(WaitHook):
                 if not queue:
                     return self._stopping
                 continue
+            only = self._only
+            if only is not None and self._receive_from(only):
+                continue
             for fd, _ in self.epoll.poll():
                 if fd == self._event:
                     try:
@@ -261,6 +282,30 @@ class SyncExecutor(WaitHook):
                     with connection.read_lock:
                         if not connection.is_closed:
                             connection.receive(wait=False)
+
+    def _receive_from(self, only: Connection) -> bool:
+        """Read the only caller's socket without asking epoll first; False if nothing came for a while.
+
+        A system call of three less: with the reply sent before the call's bookkeeping, 70 us a call for 79.
+        """
+        try:
+            with only.read_lock:
+                self._is_receiving = True
+                if self._only is only and self._stopping is None and not only.is_closed:
+                    return only.receive(wait=True)
+                return True
+        except _Woken:
+            if only.inbox:
+                with only.read_lock:
+                    only.process()
+            return True
+        finally:
+            self._is_receiving = False
+
+    def _on_wake(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_receiving and frame is not None and frame.f_code in _WAKE_SITES:
+            self._is_receiving = False
+            raise _Woken
 
     def _on_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         kind = type(message)
@@ -375,9 +420,20 @@ class SyncExecutor(WaitHook):
             self.runner.conclude(running, frame, functools.partial(self._send_now, connection))
 
     def _send_now(self, connection: Connection, frame: bytes) -> None:
-        self.send(connection, frame)
+        """Send a call's last frame, unless more calls wait: then with theirs."""
         if threading.get_ident() != self._main_thread:
+            self.send(connection, frame)
             self.flush()
+        elif self.queue:
+            self.send(connection, frame)
+        else:
+            # Before the call's own bookkeeping, which runs while the caller wakes up.
+            with self._flush_lock:
+                frames = self._replies.pop(connection, None)
+                if frames is not None:
+                    frames.append(frame)
+                    frame = b"".join(frames)
+                connection.send_frame(frame)
 
     def _calls_left(self, call: Call) -> None:
         """After `max_calls` runs of a function its worker ends, so that what it leaks goes with it."""
@@ -484,3 +540,5 @@ def is_user_code(frame: FrameType | None) -> bool:
 
 
 _CALL_SITES = (SyncExecutor._call.__code__, SyncExecutor._stream.__code__)
+# Where a wake-up's exception loses nothing: recv stores into the inbox within one C call.
+_WAKE_SITES = (SyncExecutor._receive_from.__code__, Connection.receive.__code__)
