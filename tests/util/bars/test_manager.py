@@ -249,3 +249,33 @@ def test_a_bar_in_a_task_is_drawn_by_the_driver(monkeypatch: pytest.MonkeyPatch)
     assert is_closed.wait(60)
     assert [state.x for state in drawn] == [1, 2, 3, 4, 5, 5]
     assert {(state.desc, state.total) for state in drawn} == {("items", 5)}
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("cluster")
+def test_a_driver_without_bars_of_its_own_draws_those_of_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bars: list[FakeBar] = []
+    is_closed = threading.Event()
+
+    class Bar(FakeBar):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            bars.append(self)
+
+        def close(self) -> None:
+            super().close()
+            is_closed.set()
+
+    monkeypatch.setattr(manager, "_manager", None)
+    monkeypatch.setattr(manager, "_tqdm_factory", lambda: Bar)
+
+    def work() -> int:
+        return sum(tqdm_ray.tqdm(range(5), desc="items", flush_interval_s=0))
+
+    task = retinue.remote(work)
+    assert retinue.get(task.remote(), timeout=60) == 10
+    assert is_closed.wait(60)
+    assert len(bars) == 1
+    assert retinue.get(task.remote(), timeout=60) == 10
