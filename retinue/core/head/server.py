@@ -511,8 +511,15 @@ class HeadServer:
             self._publish(actor)
         if actor.state == DEAD:
             self.records.remove_actor(actor.spec)
+            self._free_arguments(actor.spec)
         else:
             self.records.save_actor(actor)
+
+    def _free_arguments(self, spec: m.ActorSpec) -> None:
+        """Those of a detached actor outlive the process that made them, which frees the others'."""
+        if spec.detached and spec.args_object is not None:
+            for agent in self._agents.values():
+                agent.send(m.FreeObjects([spec.args_object.object_id]))
 
     def _publish(self, actor: Actor) -> None:
         name = actor.spec.name or actor.actor_id.hex()[:12]

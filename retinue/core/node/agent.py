@@ -370,6 +370,8 @@ class Agent:
                 self.actors.stop(connection, message, payload)
             case m.JobFinished(job_id):
                 self._job_finished(job_id)
+            case m.FreeObjects(object_ids):
+                self._free_here(object_ids)
             case m.Shutdown():
                 self._shutdown(connection, message, payload)
             case m.Ping(rid):

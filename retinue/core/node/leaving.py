@@ -1,8 +1,8 @@
 """A node's end in order: what runs may finish, for a while.
 
 First the tasks: nothing new is begun, and each lease comes back when its task is over. Then the actors and
-idle workers, which those tasks may have needed: they finish the calls that they have accepted. Lives here: that
-order. Does not: the end of what is late, and of the agent (`agent`).
+idle workers, which those tasks may have needed: they finish the calls that they have accepted. Lives here:
+that order. Does not: the end of what is late, and of the agent (`agent`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any
 
-from retinue.core.client.runtime import Runtime
+from retinue.core.client.runtime import Runtime, WaitHook
 from retinue.core.errors import ActorDiedError, safe_repr
 from retinue.core.ids import creation_task_id
 from retinue.core.serialization import load_definition, serialize_error
@@ -22,10 +22,12 @@ from retinue.core.wire.messages import (
     REPLY_REFUSED,
     ActorStarted,
     BecomeActor,
+    Blocked,
     Call,
     CallOptions,
     CancelCall,
     Reply,
+    Unblocked,
 )
 from retinue.core.worker import context
 from retinue.core.worker.running import ActorExit, CallRunner, remote_traceback
@@ -83,7 +85,7 @@ def _construct(
     """As calling the class does, but the instance is known while its `__init__` runs."""
     assert running.call is not None
     cls = load_definition(blob)
-    args, kwargs = runner.load_args(running, running.call, payload)
+    args, kwargs = runner.load_args(running, running.call, payload, is_creation=True)
     facts.actor = cls.__new__(cls, *args, **kwargs)
     if isinstance(facts.actor, cls):
         facts.actor.__init__(*args, **kwargs)
@@ -125,6 +127,21 @@ _SPECIAL = {
         (f"__{prefix}_terminate__", lambda actor: _terminate),
     )
 }
+
+
+class ConstructorWait(WaitHook):
+    """Lends the CPUs of an actor to others while its constructor waits for them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._agent = runtime.agent
+
+    def blocked(self) -> None:
+        if self._agent is not None:
+            self._agent.send(Blocked())
+
+    def unblocked(self) -> None:
+        if self._agent is not None:
+            self._agent.send(Unblocked())
 
 
 class SyncActorExecutor(SyncExecutor):

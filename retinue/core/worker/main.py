@@ -34,7 +34,12 @@ from retinue.core.wire.messages import (
     WorkerStart,
 )
 from retinue.core.worker import context
-from retinue.core.worker.actors import SyncActorExecutor, ThreadedActorExecutor, make_instance
+from retinue.core.worker.actors import (
+    ConstructorWait,
+    SyncActorExecutor,
+    ThreadedActorExecutor,
+    make_instance,
+)
 from retinue.core.worker.running import ANSWERS_S, CallRunner
 from retinue.core.worker.sync import EXIT, SyncExecutor
 
@@ -114,7 +119,7 @@ class Worker:
 
     def _host_actor(self, message: BecomeActor, payload: bytes) -> None:
         self.facts.actor_spec = message.spec
-        self.runtime.context.hook = None
+        self.runtime.context.hook = ConstructorWait(self.runtime)
         executor: Any
         if message.spec.is_async:
             from retinue.core.worker.aio import AsyncActorExecutor
@@ -124,9 +129,9 @@ class Worker:
             executor = ThreadedActorExecutor(self.runtime, self.runner, self.facts)
         else:
             executor = SyncActorExecutor(self.runtime, self.runner, self.facts)
-            self.runtime.context.hook = executor
         self._use(executor)
         if make_instance(self.runner, self.facts, message, payload):
+            self.runtime.context.hook = executor if type(executor) is SyncActorExecutor else None
             executor.run()
 
     def answers_leave(self) -> None:

@@ -123,8 +123,14 @@ class CallRunner:
 
     # --- arguments
 
-    def load_args(self, running: RunningCall, call: Call, payload: bytes) -> Loaded:
-        """The call's arguments; raises what unpickling raises. Blocks while a stored one is fetched."""
+    def load_args(
+        self, running: RunningCall, call: Call, payload: bytes, *, is_creation: bool = False
+    ) -> Loaded:
+        """The call's arguments; raises what unpickling raises. Blocks while a stored one is fetched.
+
+        For one that is lost it raises ArgumentLost, and the caller calls again once it was made again. Of an
+        actor's creation (`is_creation`) there may be no caller any more: the object's owner is asked here.
+        """
         options = call.options
         stored = options.args_object if options is not None else None
         if stored is None and not payload:
@@ -134,10 +140,11 @@ class CallRunner:
                 payload if len(payload) == call.args_size else payload[: call.args_size]
             )
         else:
-            blob = self._read(stored)
+            blob = self._read_pickle(stored) if is_creation else self._read(stored)
         args, kwargs = self._load(running, blob)
         if len(payload) > call.args_size:
-            values = [self._dependency(running, d) for d in _decode_dependencies(payload[call.args_size :])]
+            found = _decode_dependencies(payload[call.args_size :])
+            values = [self._dependency(running, d, is_creation=is_creation) for d in found]
             args = [values[a.index] if type(a) is ArgSlot else a for a in args]
             kwargs = {k: values[v.index] if type(v) is ArgSlot else v for k, v in kwargs.items()}
         return args, kwargs
@@ -156,7 +163,14 @@ class CallRunner:
         except ObjectLostError as error:
             raise ArgumentLost(stored) from error
 
-    def _dependency(self, running: RunningCall, dependency: Dependency) -> Any:
+    def _read_pickle(self, stored: StoredObject) -> memoryview:
+        try:
+            return self._read(stored)
+        except ArgumentLost as lost:
+            message = f"its constructor's arguments lay on node {stored.node_id.hex()[:12]}: {lost.__cause__}"
+            raise ObjectLostError(stored.object_id.hex(), message=message) from None
+
+    def _dependency(self, running: RunningCall, dependency: Dependency, *, is_creation: bool) -> Any:
         blob = dependency.blob
         if blob is not None:
             value = self._load(running, blob)
@@ -166,9 +180,17 @@ class CallRunner:
         stored = dependency.stored
         assert stored is not None
         if not stored.node_id:
-            # Small, but one of so many that its owner kept it: as if user code had fetched it.
-            return self.runtime.get([self.runtime.add_reference(stored.object_id, stored.owner)], None)[0]
-        return self._load(running, self._read(stored))
+            return self._fetch(stored)  # small, but one of so many that its owner kept it
+        try:
+            return self._load(running, self._read(stored))
+        except ArgumentLost:
+            if not is_creation:
+                raise
+        return self._fetch(stored)  # its owner has it made again, or says whose it was
+
+    def _fetch(self, stored: StoredObject) -> Any:
+        """As if user code had fetched it."""
+        return self.runtime.get([self.runtime.add_reference(stored.object_id, stored.owner)], None)[0]
 
     # --- replies
 
