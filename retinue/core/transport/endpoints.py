@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 
-from retinue.core.wire.handshake import HANDSHAKE_TIMEOUT_S, ClientHandshake
+from retinue.core.wire.handshake import CLOSED_IN_HANDSHAKE, HANDSHAKE_TIMEOUT_S, ClientHandshake
 from retinue.core.wire.messages import Address
 
 BACKLOG = 4096
@@ -84,7 +84,7 @@ def prove(sock: socket.socket, token: bytes) -> bytes:
     while not handshake.is_done:
         chunk = sock.recv(4096)
         if not chunk:
-            raise ConnectionError("the other side closed the connection during the handshake: another token?")
+            raise ConnectionError(CLOSED_IN_HANDSHAKE)
         answer = handshake.feed(chunk)
         if answer:
             sock.sendall(answer)

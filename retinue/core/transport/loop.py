@@ -18,7 +18,12 @@ from retinue.core.errors import AuthenticationError
 from retinue.core.transport import endpoints
 from retinue.core.wire.failures import to_exception
 from retinue.core.wire.framing import FrameDecoder, ProtocolError, encode
-from retinue.core.wire.handshake import HANDSHAKE_TIMEOUT_S, ServerHandshake
+from retinue.core.wire.handshake import (
+    CLOSED_IN_HANDSHAKE,
+    HANDSHAKE_TIMEOUT_S,
+    ClientHandshake,
+    ServerHandshake,
+)
 from retinue.core.wire.messages import Address, Failure, Hello, Message, Response
 
 logger = logging.getLogger(__name__)
@@ -40,7 +45,11 @@ class LoopConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, on_message: OnMessage, on_close: OnClose | None = None, *, token: bytes | None = None
+        self,
+        on_message: OnMessage,
+        on_close: OnClose | None = None,
+        *,
+        handshake: ServerHandshake | ClientHandshake | None = None,
     ) -> None:
         self.on_message = on_message
         self.on_close = on_close
@@ -51,8 +60,9 @@ class LoopConnection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._rids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
-        self._handshake = ServerHandshake(token) if token is not None else None
+        self._handshake = handshake
         self._handshake_timer: asyncio.TimerHandle | None = None
+        self._proven: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
@@ -61,6 +71,17 @@ class LoopConnection(asyncio.Protocol):
         if self._handshake is not None:
             loop = asyncio.get_running_loop()
             self._handshake_timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self.close)
+        if isinstance(self._handshake, ClientHandshake):
+            self._proven = asyncio.get_running_loop().create_future()
+            self._transport.write(self._handshake.start())  # type: ignore[union-attr]
+
+    async def wait_proven(self) -> None:
+        """Wait until both sides of an outgoing TCP connection have proven their token.
+
+        Raises AuthenticationError, or ConnectionError if the other side leaves before it has.
+        """
+        if self._proven is not None:
+            await self._proven
 
     def data_received(self, data: bytes) -> None:
         if self._handshake is not None:
@@ -96,7 +117,10 @@ class LoopConnection(asyncio.Protocol):
         try:
             answer = self._handshake.feed(data)
         except AuthenticationError as error:
-            logger.warning("refused a connection from %s: %s", self.peer_name(), error)
+            if self._proven is None:
+                logger.warning("refused a connection from %s: %s", self.peer_name(), error)
+            elif not self._proven.done():
+                self._proven.set_exception(error)
             self.close()
             return b""
         if answer:
@@ -107,6 +131,8 @@ class LoopConnection(asyncio.Protocol):
         self._handshake = None
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
+        if self._proven is not None and not self._proven.done():
+            self._proven.set_result(None)
         return rest
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -118,6 +144,8 @@ class LoopConnection(asyncio.Protocol):
         self.is_closed = True
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
+        if self._proven is not None and not self._proven.done():
+            self._proven.set_exception(ConnectionLostError(CLOSED_IN_HANDSHAKE))
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -180,7 +208,8 @@ async def serve(
     loop = asyncio.get_running_loop()
 
     def make() -> LoopConnection:
-        return LoopConnection(on_message, on_close, token=token)
+        handshake = ServerHandshake(token) if token is not None else None
+        return LoopConnection(on_message, on_close, handshake=handshake)
 
     if listener.family == socket.AF_UNIX:
         return await loop.create_unix_server(make, sock=listener, backlog=endpoints.BACKLOG)
@@ -198,37 +227,33 @@ async def connect(
     *,
     timeout_s: float = endpoints.CONNECT_TIMEOUT_S,
 ) -> LoopConnection:
-    """Connect, prove the token where needed, and say hello. Raises OSError or AuthenticationError."""
-    loop = asyncio.get_running_loop()
+    """Connect, prove the token where needed, and say hello. Raises OSError or AuthenticationError.
+
+    `timeout_s` is for all of it: beyond it comes TimeoutError (an OSError).
+    """
     if address.path and (address.node_id == hello.sender.node_id or not address.port):
-        # A Unix connect answers at once (or fails); only TCP with its handshake needs a thread.
-        sock, rest = endpoints.connect(address, hello.sender.node_id, token, timeout_s=timeout_s)
+        # A Unix connect answers at once, or fails.
+        sock = endpoints.connect_unix(address.path, timeout_s=timeout_s)
+        sock.setblocking(False)
+        connection = LoopConnection(on_message)
+        await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=sock)
     else:
-        sock, rest = await asyncio.to_thread(
-            endpoints.connect, address, hello.sender.node_id, token, timeout_s=timeout_s
-        )
-    return await adopt(sock, hello, on_message, on_close, rest=rest, loop=loop)
+        async with asyncio.timeout(timeout_s):
+            connection = await _connect_tcp(address, token, on_message)
+    if connection.is_closed:
+        raise ConnectionLostError("the other side closed the connection at once")
+    connection.on_close = on_close
+    connection.send(hello)
+    return connection
 
 
-async def adopt(
-    sock: socket.socket,
-    hello: Hello | None,
-    on_message: OnMessage,
-    on_close: OnClose | None = None,
-    *,
-    rest: bytes = b"",
-    loop: asyncio.AbstractEventLoop | None = None,
-) -> LoopConnection:
-    """Run a connected socket on this loop; says `hello` if it is given."""
-    loop = loop or asyncio.get_running_loop()
-    sock.setblocking(False)
-    connection = LoopConnection(on_message, on_close)
-    if sock.family == socket.AF_UNIX:
-        await loop.create_unix_connection(lambda: connection, sock=sock)
-    else:
-        await loop.create_connection(lambda: connection, sock=sock)
-    if hello is not None:
-        connection.send(hello)
-    if rest:
-        connection.data_received(rest)
+async def _connect_tcp(address: Address, token: bytes, on_message: OnMessage) -> LoopConnection:
+    """A connection whose token is proven, without a thread: a dead peer's backlog may keep it waiting."""
+    connection = LoopConnection(on_message, handshake=ClientHandshake(token))
+    await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
+    try:
+        await connection.wait_proven()
+    except BaseException:
+        connection.close()
+        raise
     return connection

@@ -22,6 +22,7 @@ NONCE_BYTES = 32
 PROOF_BYTES = 32
 FIRST_BYTES = len(MAGIC) + NONCE_BYTES
 HANDSHAKE_TIMEOUT_S = 10.0
+CLOSED_IN_HANDSHAKE = "the other side closed the connection during the handshake: another token?"
 
 
 def _proof(token: bytes, side: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
