@@ -140,11 +140,6 @@ def return_id(task_id: bytes, index: int) -> bytes:
     return task_id + (index + 1).to_bytes(4, "little")
 
 
-def put_id(task_id: bytes, index: int) -> bytes:
-    """The object id of the put number `index` within a task."""
-    return task_id + (PUT_INDEX_BIT | (index & 0x7FFF_FFFF)).to_bytes(4, "little")
-
-
 def creation_task_id(actor_id: bytes) -> bytes:
     """The task that is an actor's constructor: of no `IdFactory`, for those count from 1."""
     return actor_id[:-JOB_ID_SIZE] + bytes(TASK_ID_SIZE - ACTOR_ID_SIZE) + actor_id[-JOB_ID_SIZE:]
@@ -175,6 +170,10 @@ class IdFactory:
 
     def task_id(self) -> bytes:
         return self._prefix + next(self._counter).to_bytes(8, "little") + self._suffix
+
+    def put_id(self, task_id: bytes, index: int) -> bytes:
+        """The object id of the put number `index` within a task."""
+        return task_id + (PUT_INDEX_BIT | (index & 0x7FFF_FFFF)).to_bytes(4, "little")
 
     def actor_id(self) -> bytes:
         return os.urandom(ACTOR_ID_SIZE - JOB_ID_SIZE) + self._suffix

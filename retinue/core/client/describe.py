@@ -134,11 +134,11 @@ def running_task(
 def describe_objects(runtime: Runtime, *, limit: int = DEFAULT_LIMIT) -> dict[str, Any]:
     """The objects that this process knows, and why it keeps them; `omitted`: how many beyond the limit."""
     entries = list(runtime.table.entries.items())
-    found = [_object(object_id, entry) for object_id, entry in entries[:limit]]
+    found = [_object(runtime, object_id, entry) for object_id, entry in entries[:limit]]
     return {"objects": found, "omitted": max(0, len(entries) - limit)}
 
 
-def _object(object_id: bytes, entry: Entry) -> dict[str, Any]:
+def _object(runtime: Runtime, object_id: bytes, entry: Entry) -> dict[str, Any]:
     return {
         "object_id": object_id.hex(),
         "state": STATE_NAMES[entry.state],
@@ -150,15 +150,20 @@ def _object(object_id: bytes, entry: Entry) -> dict[str, Any]:
         "owner": entry.owner.worker_id.hex() if entry.owner is not None else "",
         "nodes": [node_id.hex() for node_id in entry.nodes],
         "attempt_number": entry.task.attempt if entry.task is not None else 0,
-        "call_site": call_site(object_id, entry),
+        "call_site": call_site(runtime, object_id, entry),
     }
 
 
-def call_site(object_id: bytes, entry: Entry) -> str:
+def call_site(runtime: Runtime, object_id: bytes, entry: Entry) -> str:
     """What made the object, as far as the process remembers: the called function, a put, another process.
 
-    Lines of source are not recorded: looking for them costs more than a call.
+    Where lines of source are recorded (`call_sites`), followed by the line.
     """
+    line = runtime.call_sites.of(object_id) if runtime.call_sites is not None else ""
+    return f"{_made_by(object_id, entry)} at {line}" if line else _made_by(object_id, entry)
+
+
+def _made_by(object_id: bytes, entry: Entry) -> str:
     if len(object_id) <= TASK_ID_SIZE:
         return "actor handle"
     if entry.owner is not None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from retinue.core import references
 from retinue.core.client.actor_calls import ActorCaller
+from retinue.core.client.call_sites import make_ids, wanted_call_sites
 from retinue.core.client.head import HeadClient
 from retinue.core.client.ownership import OwnershipService
 from retinue.core.client.peers import Peers
@@ -35,7 +36,6 @@ from retinue.core.errors import (
     ObjectLostError,
     TaskCancelledError,
 )
-from retinue.core.ids import IdFactory, put_id
 from retinue.core.metrics_report import MetricsReporter
 from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Entry, OwnershipTable
 from retinue.core.references import ObjectRef
@@ -104,13 +104,14 @@ class Runtime:
         self.node_id = node_id
         self.job_id = job_id
         self.token = token
-        self.ids = IdFactory(job_id)
+        self.table = OwnershipTable()
+        self.call_sites = wanted_call_sites(lambda: self.table.entries.items())
+        self.ids = make_ids(job_id, self.call_sites)
         self.node_labels: dict[str, str] = {}
         self.node_ip = "127.0.0.1"
         self.session_dir = ""
         self.worker_env = WorkerEnv(job_id)  # what tasks and actors get unless they ask for more
         self.lock = threading.Lock()
-        self.table = OwnershipTable()
         self.context = Context()
         self.direct = select.epoll()  # the call connections: whoever looks asks here which can be read
         self.direct_by_fd: dict[int, Connection] = {}
@@ -140,7 +141,7 @@ class Runtime:
     def use_job(self, job_id: bytes, worker_env: WorkerEnv) -> None:
         """The job is known now (a driver learns it from the head)."""
         self.job_id = job_id
-        self.ids = IdFactory(job_id)
+        self.ids = make_ids(job_id, self.call_sites)
         self.worker_env = worker_env
 
     def start(self) -> None:
@@ -335,7 +336,7 @@ class Runtime:
         if not context.put_task_id:
             # A thread of the driver, or one that user code started: ids of a task of its own.
             context.put_task_id = self.ids.task_id()
-        return put_id(context.put_task_id, context.puts)
+        return self.ids.put_id(context.put_task_id, context.puts)
 
     def _hold_found(self, found: Sequence[tuple[bytes, Address | None]]) -> list[bytes]:
         with self.lock:

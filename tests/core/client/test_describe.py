@@ -4,7 +4,7 @@ from typing import Any
 from retinue.core.client.actors import ActorQueue
 from retinue.core.client.describe import describe_objects, describe_tasks, dump_stacks
 from retinue.core.client.tasks import FunctionDef, TaskRecord
-from retinue.core.ids import put_id, return_id
+from retinue.core.ids import IdFactory, return_id
 from retinue.core.ownership.table import ACTOR, INLINE, PENDING, Entry
 from retinue.core.wire.messages import Address, CallOptions
 
@@ -13,7 +13,7 @@ FUNCTION = FunctionDef(b"k", b"", "module.work", [])
 
 def runtime(entries: dict[bytes, Entry], being_made: list[tuple[ActorQueue, bool]] | None = None) -> Any:
     actors = SimpleNamespace(being_made=lambda: being_made or [])
-    return SimpleNamespace(table=SimpleNamespace(entries=entries), actors=actors)
+    return SimpleNamespace(table=SimpleNamespace(entries=entries), actors=actors, call_sites=None)
 
 
 def task(number: int, **more: Any) -> TaskRecord:
@@ -67,7 +67,7 @@ def test_objects_say_what_made_them() -> None:
     owner = Address(b"o" * 16, b"n" * 16, "")
     entries = {
         return_id(one.task_id, 0): Entry(INLINE, 1, blob=b"12345", task=one),
-        put_id(one.task_id, 1): Entry(INLINE, 2, blob=b"1"),
+        IdFactory(b"jobs").put_id(one.task_id, 1): Entry(INLINE, 2, blob=b"1"),
         return_id(task(2).task_id, 0): Entry(PENDING, 1, owner=owner),
         b"a" * 16: Entry(ACTOR, 1),
     }
