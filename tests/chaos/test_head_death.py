@@ -3,6 +3,7 @@
 import os
 import random
 import select
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from retinue.core import session as sessions
 from retinue.core.launch import HeadSupervisor
 from retinue.core.transport.blocking import BlockingClient
 from retinue.core.wire.messages import ListJobs
-from retinue.exceptions import ActorDiedError
+from retinue.exceptions import ActorDiedError, ActorUnavailableError
+from tests.chaos.support import Pids, wait_until
 
 
 @pytest.fixture
@@ -211,3 +213,38 @@ def test_an_actor_killed_while_no_head_is_there_is_dead_to_the_next(cluster: Clu
         retinue.get(counter.add.remote(), timeout=30)
     with pytest.raises(ValueError, match="counter"):
         retinue.get_actor("counter")
+
+
+@retinue.remote(num_cpus=0, max_restarts=-1)
+class Leaver:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def leave(self) -> None:
+        retinue.actor.exit_actor()
+
+
+def test_an_end_that_a_dying_head_did_not_read_is_told_to_the_next(cluster: Cluster) -> None:
+    leaver: Any = Leaver.options(name="leaver").remote()
+    worker = Pids([retinue.get(leaver.pid.remote(), timeout=30)])
+    head = cluster._started().head
+    assert head is not None
+    os.kill(head.pid, signal.SIGSTOP)
+    leaving = leaver.leave.remote()
+    worker.wait()
+    kill_head(cluster)
+    with pytest.raises((ActorDiedError, ActorUnavailableError)):
+        retinue.get(leaving, timeout=30)
+
+    def is_over() -> bool:
+        try:
+            retinue.get(leaver.pid.remote(), timeout=30)
+        except ActorUnavailableError:
+            return False
+        return True
+
+    # It left by its own wish: no head may start it again.
+    with pytest.raises(ActorDiedError, match=r"exit_actor\(\) was called"):
+        wait_until(is_over)
+    with pytest.raises(ValueError, match="no actor named"):
+        retinue.get_actor("leaver")

@@ -507,13 +507,13 @@ class HeadServer:
             agent.send(m.StopActor(stop.actor_id, stop.incarnation, stop.force, stop.reason))
 
     def _actor_changed(self, actor: Actor, *, is_published: bool) -> None:
-        if is_published:
-            self._publish(actor)
         if actor.state == DEAD:
             self.records.remove_actor(actor.spec)
             self._free_arguments(actor.spec)
         else:
             self.records.save_actor(actor)
+        if is_published:
+            self._publish(actor)  # once that is durable
 
     def _free_arguments(self, spec: m.ActorSpec) -> None:
         """Those of a detached actor outlive the process that made them, which frees the others'."""

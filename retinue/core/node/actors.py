@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Room may come from a lease that is being recalled. After this long the head looks for another node.
 WAIT_FOR_ROOM_S = 2.0
+MAX_LAST_WORDS = 256
 WAITING, STARTING, ALIVE = "WAITING", "STARTING", "ALIVE"
 REJECTED, FAILED, DIED = "REJECTED", "FAILED", "DIED"  # in ActorProgress
 
@@ -73,6 +75,8 @@ class ActorRoom:
         self._by_client: dict[ClientId, HostedActor] = {}
         self._by_worker: dict[bytes, HostedActor] = {}
         self._starts = 0
+        # What a head that died may not have read. Repeated to a new one, for which it makes no difference.
+        self._last_words: deque[tuple[ActorProgress, bytes]] = deque(maxlen=MAX_LAST_WORDS)
         leasing.actors = self
 
     def __iter__(self) -> Iterator[HostedActor]:
@@ -119,10 +123,12 @@ class ActorRoom:
         self._processes.end(actor.process.worker_id, message.reason, is_forced=is_forced)
 
     def connection_replaced(self) -> None:
-        """The head counts starts by connection."""
+        """A head is there, maybe a new one. It counts starts by connection."""
         self._starts = 0
         for actor in self._by_client.values():
             actor.start_number = 0
+        for message, payload in self._last_words:
+            self._tell_head(message, payload)
 
     def starts_counted(self) -> int:
         """Up to which StartActor of this connection the resources say what became of it."""
@@ -253,4 +259,6 @@ class ActorRoom:
     ) -> None:
         pid = actor.process.pid if actor.process is not None else 0
         message = ActorProgress(actor.spec.actor_id, actor.incarnation, state, pid=pid, death=death)
+        if state != REJECTED:
+            self._last_words.append((message, payload))
         self._tell_head(message, payload)

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -6,6 +7,7 @@ import msgspec
 import pytest
 
 from retinue.core.errors import ActorAlreadyExistsError, RetinueSystemError
+from retinue.core.head.storage import Change
 from retinue.core.transport.loop import ConnectionLostError
 from retinue.core.wire import messages as m
 from tests.core.head.conftest import ScriptedHead, ScriptedPeer
@@ -55,6 +57,32 @@ def test_an_actor_goes_from_its_creator_to_an_agent_and_back(run_with_head: Run)
             await other.ask(m.CreateActor(0, spec(2, other, name="n"), 0))
         listed = await other.ask(m.ListActors(0, named_only=True))
         assert [info.actor_id for info in listed.actors] == [start.spec.actor_id]
+
+    run_with_head(test)
+
+
+def test_nobody_hears_of_a_state_before_it_is_durable(run_with_head: Run) -> None:
+    async def test(head: ScriptedHead) -> None:
+        agent, driver = await head.agent("a"), await head.driver()
+        await driver.ask(m.CreateActor(0, spec(1, driver), 0))
+        start, _ = await agent.expect(m.StartActor)
+        disk = threading.Event()
+        commit = head.storage.commit
+
+        def slow_commit(changes: list[Change]) -> None:
+            assert disk.wait(10)
+            commit(changes)
+
+        head.storage.commit = slow_commit  # type: ignore[method-assign]
+        try:
+            agent.tell(progress(start, agent, "ALIVE"))
+            await agent.ask(m.WatchNodes(0))  # this is answered without the disk
+            await driver.ask(m.WatchNodes(0))
+            while not driver.inbox.empty():
+                assert not isinstance(driver.inbox.get_nowait()[0], m.ActorUpdate)
+        finally:
+            disk.set()
+        await driver.expect(m.ActorUpdate, is_state("ALIVE"))
 
     run_with_head(test)
 
