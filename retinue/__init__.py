@@ -6,6 +6,7 @@ The names here are imported when they are first used, so that `import retinue` c
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = (
     "actor",
+    "cloudpickle",
     "cluster_utils",
     "exceptions",
     "experimental",
@@ -68,6 +70,11 @@ _ABSENT = {
     "cpp_function": "Retinue runs Python",
     "dag": "pass ObjectRefs from call to call",
     "show_in_dashboard": "use logging, or the metrics of retinue.util.metrics",
+    "DynamicObjectRefGenerator": "use num_returns='streaming', which gives an ObjectRefGenerator",
+    "air": "Retinue has no training library; train in tasks and actors",
+    "job_config": "give namespace, runtime_env and logging_config to init()",
+    "job_submission": "start the script on the cluster, with RETINUE_ADDRESS set",
+    "widgets": "use the `retinue` command to look at a cluster",
 }
 
 if TYPE_CHECKING:
@@ -110,14 +117,29 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"retinue.{name}")
     if name in _ABSENT:
-        from retinue.core.errors import UnsupportedError
+        from retinue.core.errors import AbsentNameError
 
-        raise UnsupportedError(f"retinue.{name} does not exist: {_ABSENT[name]}")
+        raise AbsentNameError(f"retinue.{name} does not exist: {_ABSENT[name]}")
     raise AttributeError(f"module 'retinue' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*_HOME_OF, *_MODULES, "__version__"})
 
+
+class _AbsentModules:
+    """Asked for a module last, when there is none: importing a name of `_ABSENT` says what to use instead."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        parent, _, last = name.rpartition(".")
+        if parent in ("retinue", "retinue.util"):
+            instead: dict[str, str] = vars(sys.modules[parent])["_ABSENT"]
+            if last in instead:
+                # Without the module's name in `name`: `from retinue import x` would drop the text.
+                raise ModuleNotFoundError(f"{name} does not exist: {instead[last]}")
+
+
+sys.meta_path.append(_AbsentModules)
 
 __all__ = sorted(_HOME_OF)

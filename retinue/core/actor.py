@@ -124,6 +124,12 @@ class ActorClass(Generic[T]):
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{self._name} is an actor class: make an actor with {self._name}.remote(...)")
 
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        raise TypeError(
+            f"{self._name} is an actor class, which cannot be a base: inherit from the plain class, and make "
+            "actors of each by @retinue.remote or retinue.remote(cls)"
+        )
+
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         """Start an actor. Returns at once; calls made through the handle wait until it runs."""
         return self._start(self._options, args, kwargs)

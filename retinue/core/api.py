@@ -79,7 +79,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
         raise ValueError(f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}")
     for ref in object_refs:
         if type(ref) is not ObjectRef:
-            raise ValueError(f"get() takes a list of ObjectRefs, which holds a {type(ref).__name__}")
+            raise TypeError(f"get() takes a list of ObjectRefs, which holds a {type(ref).__name__}")
     return get_runtime().get(object_refs, timeout)
 
 

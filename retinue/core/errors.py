@@ -328,6 +328,10 @@ class UnsupportedError(RetinueError, NotImplementedError):
     fault = "caller"
 
 
+class AbsentNameError(UnsupportedError, AttributeError):
+    """A public name that Ray has and Retinue does not: `hasattr` is False for it."""
+
+
 class InvalidTransitionError(RetinueSystemError):
     """A state machine of ours was asked for a step its table does not have."""
 

@@ -152,6 +152,7 @@ TASK: dict[str, Callable[[str, Any], None]] = {
 }
 ACTOR: dict[str, Callable[[str, Any], None]] = {
     **_COMMON,
+    "name": _non_empty_text,
     "concurrency_groups": _groups,
     "lifetime": _lifetime,
     "max_concurrency": _whole(1),

@@ -6,6 +6,7 @@ Lives here: reading the facts of this process and of the running call. Does not:
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from retinue.core.client.runtime import Runtime
@@ -82,6 +83,14 @@ class RuntimeContext:
     def runtime_env(self) -> RuntimeEnv:
         """The runtime_env that this process was made for."""
         return RuntimeEnv(**json.loads(self._runtime.worker_env.runtime_env))
+
+    def get_runtime_env_string(self) -> str:
+        """The runtime_env that this process was made for, as JSON."""
+        return self._runtime.worker_env.runtime_env
+
+    def get_session_name(self) -> str:
+        """The name of the cluster's session folder on this node."""
+        return os.path.basename(self._runtime.session_dir)
 
     @property
     def gcs_address(self) -> str:

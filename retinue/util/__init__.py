@@ -55,13 +55,24 @@ _HOME_OF = {
 # Names that Ray has; using one says what to use instead.
 _ABSENT = {
     "accelerators": "give resource names such as 'GPU', or accelerator_type=, to tasks and actors",
+    "annotations": "it marks Ray's own names",
+    "client": "use retinue.init(address=...)",
     "collective": "use torch.distributed inside actors",
     "connect": "use retinue.init(address=...)",
     "disconnect": "use retinue.shutdown()",
+    "dask": "Retinue has no scheduler for Dask",
+    "debugpy": "look at the logs or `retinue stack`, or debug the function in the driver",
+    "get_current_placement_group": "there are no placement groups yet",
     "get_node_instance_id": "use retinue.get_runtime_context().get_node_id()",
     "iter": "use retinue.util.map_unordered",
     "pdb": "look at the logs or `retinue stack`, or debug the function in the driver",
+    "placement_group": "there are no placement groups yet; use resources=, or scheduling_strategy='SPREAD'",
+    "placement_group_table": "there are no placement groups yet",
     "ray_debugpy": "look at the logs or `retinue stack`, or debug the function in the driver",
+    "remove_placement_group": "there are no placement groups yet",
+    "rpdb": "look at the logs or `retinue stack`, or debug the function in the driver",
+    "scheduling_strategies": "there are 'DEFAULT' and 'SPREAD' so far; use resources= to name nodes",
+    "spark": "Retinue runs Python",
 }
 
 
@@ -71,9 +82,9 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _ABSENT:
-        from retinue.exceptions import UnsupportedError
+        from retinue.core.errors import AbsentNameError
 
-        raise UnsupportedError(f"retinue.util.{name} does not exist: {_ABSENT[name]}")
+        raise AbsentNameError(f"retinue.util.{name} does not exist: {_ABSENT[name]}")
     raise AttributeError(f"module 'retinue.util' has no attribute {name!r}")
 
 

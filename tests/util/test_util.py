@@ -16,7 +16,11 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_an_unsupported_name_says_what_to_use() -> None:
     with pytest.raises(UnsupportedError, match=r"retinue\.util\.collective does not exist: use torch"):
+        _ = retinue.util.collective
+    with pytest.raises(ImportError, match=r"retinue\.util\.collective does not exist: use torch"):
         from retinue.util import collective  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="there are no placement groups yet"):
+        importlib.import_module("retinue.util.placement_group")
     with pytest.raises(UnsupportedError, match=r"use retinue\.init"):
         retinue.util.connect("localhost")
     with pytest.raises(AttributeError, match="no attribute"):
