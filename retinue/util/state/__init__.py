@@ -5,7 +5,6 @@ the one that this process is connected to, else this user's newest on this machi
 """
 
 from retinue.util.state.api import (
-    StateApiClient,
     get_actor,
     get_job,
     get_log,
@@ -28,6 +27,7 @@ from retinue.util.state.api import (
     summarize_objects,
     summarize_tasks,
 )
+from retinue.util.state.client import StateApiClient
 
 __all__ = [
     "StateApiClient",

@@ -1,6 +1,7 @@
 """The functions of `retinue.util.state`, with Ray's signatures.
 
-Lives here: arguments and defaults. Does not: asking (`retinue.core.admin`).
+Lives here: the functions. Does not: their signatures (`signatures` has one for each kind), asking
+(`retinue.core.admin`).
 
 `filters` are (column, "=" or "!=", value), all of which must match; text is compared without regard to case.
 `limit` is at most 10,000. `timeout` (seconds) is for the whole question. `detail` fills the columns of the
@@ -10,13 +11,11 @@ details. With `raise_on_missing_output` a node or process that does not answer r
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 from retinue.core.admin import log_reader
 from retinue.core.admin.ask import Asker, find_target
-from retinue.core.admin.filters import DEFAULT_LIMIT, Filter
 from retinue.core.admin.schemas import (
     ActorState,
     ClusterEventState,
@@ -28,127 +27,35 @@ from retinue.core.admin.schemas import (
     TaskState,
     WorkerState,
 )
-from retinue.core.admin.state import StateReader
 from retinue.core.errors import UnsupportedError
-from retinue.util.state.options import (
-    DEFAULT_RPC_TIMEOUT,
-    GetApiOptions,
-    ListApiOptions,
-    StateResource,
-    SummaryApiOptions,
-    SummaryResource,
-)
-
-Filters = Sequence[Filter] | None
+from retinue.util.state.client import StateApiClient
+from retinue.util.state.options import DEFAULT_RPC_TIMEOUT, GetApiOptions, StateResource, SummaryResource
+from retinue.util.state.signatures import gets, lists, summarizes
 
 
-class StateApiClient:
-    """Asks one cluster, as often as it likes: what the functions below do, without finding it each time.
-
-    Raises ConnectionError if there is none at `address`.
-    """
-
-    def __init__(self, address: str | None = None) -> None:
-        self._target = find_target(address)
-
-    def _reader(self, timeout: float) -> StateReader:
-        return StateReader(Asker(self._target, timeout_s=timeout))
-
-    def list(
-        self,
-        resource: StateResource,
-        options: ListApiOptions,
-        raise_on_missing_output: bool = True,
-        _explain: bool = False,
-    ) -> Any:
-        """The rows that all filters match, as a list. Raises RetinueStateApiException."""
-        listing = self._reader(options.timeout).listing(
-            resource.value,
-            filters=options.filters,
-            limit=options.limit,
-            detail=options.detail,
-            raise_on_missing_output=raise_on_missing_output,
-        )
-        if _explain:
-            for note in listing.notes:
-                warnings.warn(note, UserWarning, stacklevel=2)
-        return listing.states
-
-    def get(
-        self, resource: StateResource, id: str, options: GetApiOptions | None = None, _explain: bool = False
-    ) -> Any:
-        """The row of that id or None; of objects a list, of a task with several attempts as well."""
-        timeout = (options or GetApiOptions()).timeout
-        found = self._reader(timeout).get(resource.value, id)
-        if resource is StateResource.OBJECTS:
-            return found
-        if len(found) > 1:
-            return found
-        return found[0] if found else None
-
-    def summary(
-        self,
-        resource: SummaryResource,
-        *,
-        options: SummaryApiOptions | None = None,
-        raise_on_missing_output: bool = True,
-        _explain: bool = False,
-    ) -> dict[str, Any]:
-        """Counts, below the key "cluster"."""
-        timeout = (options or SummaryApiOptions()).timeout
-        return self._reader(timeout).summarize(
-            resource.value, raise_on_missing_output=raise_on_missing_output
-        )
-
-
-def get_actor(
-    id: str, address: str | None = None, timeout: float = DEFAULT_RPC_TIMEOUT, _explain: bool = False
-) -> ActorState | None:
+@gets(StateResource.ACTORS, ActorState)
+def get_actor() -> None:
     """An actor by its id (hex). None if it is not known."""
-    found: ActorState | None = StateApiClient(address).get(
-        StateResource.ACTORS, id, GetApiOptions(timeout), _explain
-    )
-    return found
 
 
-def get_job(
-    id: str, address: str | None = None, timeout: float = DEFAULT_RPC_TIMEOUT, _explain: bool = False
-) -> JobState | None:
+@gets(StateResource.JOBS, JobState)
+def get_job() -> None:
     """A job by its job id (jobs have no submission id yet). None if it is not known."""
-    found: JobState | None = StateApiClient(address).get(
-        StateResource.JOBS, id, GetApiOptions(timeout), _explain
-    )
-    return found
 
 
-def get_placement_group(
-    id: str, address: str | None = None, timeout: float = DEFAULT_RPC_TIMEOUT, _explain: bool = False
-) -> PlacementGroupState | None:
+@gets(StateResource.PLACEMENT_GROUPS, PlacementGroupState)
+def get_placement_group() -> None:
     """A placement group by its id: none, for there are none yet. None if it is not known."""
-    found: PlacementGroupState | None = StateApiClient(address).get(
-        StateResource.PLACEMENT_GROUPS, id, GetApiOptions(timeout), _explain
-    )
-    return found
 
 
-def get_node(
-    id: str, address: str | None = None, timeout: float = DEFAULT_RPC_TIMEOUT, _explain: bool = False
-) -> NodeState | None:
+@gets(StateResource.NODES, NodeState)
+def get_node() -> None:
     """A node by its id. None if it is not known."""
-    found: NodeState | None = StateApiClient(address).get(
-        StateResource.NODES, id, GetApiOptions(timeout), _explain
-    )
-    return found
 
 
-def get_worker(
-    id: str, address: str | None = None, timeout: float = DEFAULT_RPC_TIMEOUT, _explain: bool = False
-) -> WorkerState | None:
+@gets(StateResource.WORKERS, WorkerState)
+def get_worker() -> None:
     """A worker or driver by its id. None if it is not known."""
-    found: WorkerState | None = StateApiClient(address).get(
-        StateResource.WORKERS, id, GetApiOptions(timeout), _explain
-    )
-    return found
 
 
 def get_task(
@@ -171,206 +78,68 @@ def get_objects(
     return found
 
 
-def list_actors(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[ActorState]:
+@lists(StateResource.ACTORS, ActorState)
+def list_actors() -> None:
     """The actors, living ones first."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[ActorState] = StateApiClient(address).list(
-        StateResource.ACTORS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_placement_groups(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[PlacementGroupState]:
+@lists(StateResource.PLACEMENT_GROUPS, PlacementGroupState)
+def list_placement_groups() -> None:
     """The placement groups: none, for there are none yet."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[PlacementGroupState] = StateApiClient(address).list(
-        StateResource.PLACEMENT_GROUPS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_nodes(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[NodeState]:
+@lists(StateResource.NODES, NodeState)
+def list_nodes() -> None:
     """The nodes that the cluster has seen, living ones first."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[NodeState] = StateApiClient(address).list(
-        StateResource.NODES, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_jobs(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[JobState]:
+@lists(StateResource.JOBS, JobState)
+def list_jobs() -> None:
     """The jobs, running ones first."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[JobState] = StateApiClient(address).list(
-        StateResource.JOBS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_workers(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[WorkerState]:
+@lists(StateResource.WORKERS, WorkerState)
+def list_workers() -> None:
     """Workers and drivers, living ones first."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[WorkerState] = StateApiClient(address).list(
-        StateResource.WORKERS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_tasks(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[TaskState]:
+@lists(StateResource.TASKS, TaskState)
+def list_tasks() -> None:
     """Running, waiting, and the latest finished tasks and actor calls, in this order.
 
     Each node keeps a bounded number of finished ones. An actor's constructor is one of type
     ACTOR_CREATION_TASK, an attempt for each time that the actor was started.
     """
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[TaskState] = StateApiClient(address).list(
-        StateResource.TASKS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_objects(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[ObjectState]:
+@lists(StateResource.OBJECTS, ObjectState)
+def list_objects() -> None:
     """The objects as their holders tell, the largest first: a row for each object and process."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[ObjectState] = StateApiClient(address).list(
-        StateResource.OBJECTS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_runtime_envs(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[RuntimeEnvState]:
+@lists(StateResource.RUNTIME_ENVS, RuntimeEnvState)
+def list_runtime_envs() -> None:
     """The runtime environments that living workers have, by node."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[RuntimeEnvState] = StateApiClient(address).list(
-        StateResource.RUNTIME_ENVS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def list_cluster_events(
-    address: str | None = None,
-    filters: Filters = None,
-    limit: int = DEFAULT_LIMIT,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    detail: bool = False,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> list[ClusterEventState]:
+@lists(StateResource.CLUSTER_EVENTS, ClusterEventState)
+def list_cluster_events() -> None:
     """What happened to nodes, actors and jobs since the head started, the latest first."""
-    options = ListApiOptions(limit, timeout, detail, filters)
-    found: list[ClusterEventState] = StateApiClient(address).list(
-        StateResource.CLUSTER_EVENTS, options, raise_on_missing_output, _explain
-    )
-    return found
 
 
-def summarize_tasks(
-    address: str | None = None,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> dict[str, Any]:
+@summarizes(SummaryResource.TASKS)
+def summarize_tasks() -> None:
     """How many tasks there are by function and state."""
-    return StateApiClient(address).summary(
-        SummaryResource.TASKS,
-        options=SummaryApiOptions(timeout),
-        raise_on_missing_output=raise_on_missing_output,
-        _explain=_explain,
-    )
 
 
-def summarize_actors(
-    address: str | None = None,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> dict[str, Any]:
+@summarizes(SummaryResource.ACTORS)
+def summarize_actors() -> None:
     """How many actors there are by class and state."""
-    return StateApiClient(address).summary(
-        SummaryResource.ACTORS,
-        options=SummaryApiOptions(timeout),
-        raise_on_missing_output=raise_on_missing_output,
-        _explain=_explain,
-    )
 
 
-def summarize_objects(
-    address: str | None = None,
-    timeout: float = DEFAULT_RPC_TIMEOUT,
-    raise_on_missing_output: bool = True,
-    _explain: bool = False,
-) -> dict[str, Any]:
+@summarizes(SummaryResource.OBJECTS)
+def summarize_objects() -> None:
     """How many objects, and bytes, there are by call site, and who refers to them."""
-    return StateApiClient(address).summary(
-        SummaryResource.OBJECTS,
-        options=SummaryApiOptions(timeout),
-        raise_on_missing_output=raise_on_missing_output,
-        _explain=_explain,
-    )
 
 
 def list_logs(
