@@ -1,0 +1,138 @@
+"""Where code runs: in which request, and in which replica.
+
+The request is a context variable, so that it is right in tasks that a request starts and, as the replica copies
+contexts, in its threads. Nested calls take its id, trace and deadline on with them (`handle.py`).
+
+Lives here: those two contexts, and the public questions about them. Does not: setting them (`replica`).
+"""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass
+from typing import Any
+
+
+class RequestContext:
+    """The request that the running code answers; treat it as read-only.
+
+    `route` is the application's prefix (empty for calls by handle), `trace` a W3C traceparent, `deadline` a
+    reading of `time.monotonic()` (0: none). `is_cancelled` becomes True once nobody waits for the answer: tasks
+    are cancelled then, threads have to ask.
+    """
+
+    __slots__ = (
+        "app_name",
+        "deadline",
+        "is_cancelled",
+        "multiplexed_model_id",
+        "request_id",
+        "route",
+        "session_id",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        route: str = "",
+        request_id: str = "",
+        app_name: str = "",
+        multiplexed_model_id: str = "",
+        session_id: str = "",
+        trace: str = "",
+        deadline: float = 0.0,
+    ) -> None:
+        self.route = route
+        self.request_id = request_id
+        self.app_name = app_name
+        self.multiplexed_model_id = multiplexed_model_id
+        self.session_id = session_id
+        self.trace = trace
+        self.deadline = deadline
+        self.is_cancelled = False
+
+    def __repr__(self) -> str:
+        return f"RequestContext(request_id={self.request_id!r}, route={self.route!r}, app_name={self.app_name!r})"
+
+
+_NO_REQUEST = RequestContext()
+request_context: contextvars.ContextVar[RequestContext] = contextvars.ContextVar(
+    "retinue_serve_request", default=_NO_REQUEST
+)
+# Of the requests in the batch that the running code computes, in its order.
+batch_request_contexts: contextvars.ContextVar[list[RequestContext]] = contextvars.ContextVar(
+    "retinue_serve_batch_requests"
+)
+
+
+def get_request_context() -> RequestContext:
+    """That of the running request; an empty one outside of requests."""
+    return request_context.get()
+
+
+def get_multiplexed_model_id() -> str:
+    """The model id of the running request, as its `serve_multiplexed_model_id` header or the handle's option
+    `multiplexed_model_id` gave it; "" if it has none."""
+    return request_context.get().multiplexed_model_id
+
+
+def get_trace_context() -> Any:
+    """The trace that the running request belongs to, or None.
+
+    With `opentelemetry` installed its Context, for `tracer.start_as_current_span(..., context=...)`; without it
+    the W3C headers as a dict, {"traceparent": ...}.
+    """
+    trace = request_context.get().trace
+    if not trace:
+        return None
+    carrier = {"traceparent": trace}
+    try:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        return carrier
+    return TraceContextTextMapPropagator().extract(carrier)
+
+
+@dataclass
+class ReplicaContext:
+    """The replica that code runs in. `replica_tag` is what is unique in `replica_id` (app#deployment#tag).
+
+    `servable_object`: the instance of the user's class, or its function; None while its constructor runs.
+    `rank`: from 0 to `world_size` - 1, among the deployment's replicas.
+    """
+
+    replica_id: str
+    app_name: str
+    deployment: str
+    servable_object: Any = None
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def replica_tag(self) -> str:
+        return self.replica_id.rpartition("#")[2]
+
+
+_replica_context: ReplicaContext | None = None
+
+
+def set_replica_context(context: ReplicaContext | None) -> None:
+    """Say which replica this process is."""
+    global _replica_context
+    _replica_context = context
+
+
+def find_replica_context() -> ReplicaContext | None:
+    return _replica_context
+
+
+def get_replica_context() -> ReplicaContext:
+    """The replica that this code runs in: `app_name`, `deployment`, `replica_tag`, `replica_id`,
+    `servable_object`, `rank`, `world_size`. Raises RetinueServeException outside of replicas."""
+    if _replica_context is None:
+        from retinue.serve.exceptions import RetinueServeException
+
+        raise RetinueServeException(
+            "get_replica_context() is for code that runs in a replica of a deployment"
+        )
+    return _replica_context
