@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.client.peers import open_connection
+from retinue.core.transport.answers import Answer, OnResponse
 from retinue.core.transport.threads import Connection
-from retinue.core.wire.failures import to_exception
 from retinue.core.wire.messages import Address, Failure
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.05
 GIVE_UP_S = 60.0
 
-OnResponse = Callable[[Any, bytes], None]
 Request = tuple[Any, bytes, OnResponse]
 
 
@@ -74,21 +73,11 @@ class HeadClient:
     def call(self, message: Any, payload: bytes = b"", *, timeout_s: float = GIVE_UP_S) -> tuple[Any, bytes]:
         """Ask the head and wait for (response, payload); raises what a Failure names, or TimeoutError."""
         assert threading.current_thread() is not self._io.thread
-        answer: list[tuple[Any, bytes]] = []
-        done = threading.Lock()
-        done.acquire()
-
-        def on_response(response: Any, body: bytes) -> None:
-            answer.append((response, body))
-            done.release()
-
-        self.request(message, on_response, payload)
-        if not done.acquire(timeout=timeout_s):
-            raise TimeoutError(f"the head did not answer {type(message).__name__} within {timeout_s} s")
-        response, body = answer[0]
-        if type(response) is Failure:
-            raise to_exception(response)
-        return response, body
+        answer = Answer()
+        self.request(message, answer, payload)
+        return answer.wait(
+            f"the head did not answer {type(message).__name__} within {timeout_s} s", timeout_s
+        )
 
     def send(self, message: Any, payload: bytes = b"") -> None:
         """One-way; kept until there is a connection."""
