@@ -6,6 +6,7 @@ an actor's life (`client.actor_calls`), hosting it (`worker`).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -105,21 +106,36 @@ class ActorClass(Generic[T]):
         self._options = dict(options or {})
         option_rules.check(self._options, option_rules.ACTOR, "actors")
         self._name = cls.__name__
-        self._described = describe_methods(cls)
-        self._signatures = {
-            name: Signature(getattr(cls, name), skip_first=not _is_static(cls, name))
-            for name in self._described
-        }
-        self._init_signature = Signature(cls.__init__, skip_first=True)
-        self._is_async = any(
-            inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m)
-            for _, m in inspect.getmembers(cls, inspect.isfunction)
-        )
         self._exported: tuple[int, bytes, bytes] | None = None
         self.__doc__ = cls.__doc__
         self.__name__ = cls.__name__
         self.__module__ = cls.__module__
         self.__qualname__ = cls.__qualname__
+
+    # Looked up late: a class whose methods start actors of it is unpickled before it has any.
+
+    @functools.cached_property
+    def _described(self) -> dict[str, dict[str, Any]]:
+        return describe_methods(self._cls)
+
+    @functools.cached_property
+    def _signatures(self) -> dict[str, Signature]:
+        cls = self._cls
+        return {
+            name: Signature(getattr(cls, name), skip_first=not _is_static(cls, name))
+            for name in self._described
+        }
+
+    @functools.cached_property
+    def _init_signature(self) -> Signature:
+        return Signature(self._cls.__init__, skip_first=True)
+
+    @functools.cached_property
+    def _is_async(self) -> bool:
+        return any(
+            inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m)
+            for _, m in inspect.getmembers(self._cls, inspect.isfunction)
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{self._name} is an actor class: make an actor with {self._name}.remote(...)")

@@ -284,3 +284,20 @@ def test_a_second_caller_is_heard_while_the_first_calls_without_a_pause() -> Non
         retinue.get(others)
         total += 40
         assert retinue.get(counter.add.remote(0)) == total
+
+
+def test_an_actor_starts_actors_of_its_own_class() -> None:
+    # Of `__main__`, whose classes travel by value: the class is inside itself.
+    source = """
+class Tree:
+    def __init__(self, depth):
+        self.children = [Remote.remote(depth - 1) for _ in range(2)] if depth else []
+
+    async def count(self):
+        return 1 + sum([await child.count.remote() for child in self.children])
+
+Remote = retinue.remote(num_cpus=0)(Tree)
+"""
+    names = {"retinue": retinue, "__name__": "__main__"}
+    exec(source, names)
+    assert retinue.get(names["Remote"].remote(2).count.remote(), timeout=60) == 7
