@@ -108,6 +108,8 @@ class RouteTable(Struct, frozen=True):
 #   stream("handle")   body: CallHead | payload -> items, each a payload
 #   call("grpc"), stream("grpc"), exchange("grpc")   first body or item: GrpcHead | request message
 #   stream("events")   -> msgpack of ReplicaEvent, for as long as the router lives
+#   call("leave")      body: b"" -> b"": the router has no waiting requests any more; no more notices, and what
+#                      is held for it is free. Neither admitted nor counted (see routing.admission)
 # Methods of the controller's door:
 #   call("router_stats")  body: msgpack of RouterStats -> b""
 #   call("replica_stats") body: msgpack of ReplicaStats -> b""

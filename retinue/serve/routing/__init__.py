@@ -1,1 +1,1 @@
-"""Which replica answers each request: the scheduler (pure), its shell, and the replica's side of admission."""
+"""Which replica answers each request: the scheduler (pure), its shell, and admission at the replica."""

@@ -1,12 +1,12 @@
 """Which offered requests a replica takes: the replica's side of routing. Pure: events and a clock in.
 
 Routers send requests to a replica without asking first (an *offer*). A replica that is full refuses, and
-remembers the router. Remembered routers stand in a ring: each slot that becomes free is held for the first of
-them, for 100 ms, who is told (a *notice*) and goes to the ring's end. So routers take turns, however many
-requests wait in each, and as long as any router waits a full replica goes from one request to the next without
-refusing any. A router leaves the ring when it says so (it has no waiting requests any more: method "leave" of
-the replica's door), when its connection is lost, or when it lets a held slot go by: the next one in the ring
-gets that, and it joins again by its next offer.
+remembers the router. Remembered routers stand in a ring: each slot that becomes free is held for the first
+of them, for 100 ms, who is told (a *notice*) and goes to the ring's end. So routers take turns, however many
+requests wait in each, and as long as any router waits a full replica goes from one request to the next
+without refusing any. A router leaves the ring when it says so (it has no waiting requests any more: method
+"leave" of the replica's door), when its connection is lost, or when it lets a held slot go by: the next one
+in the ring gets that, and it joins again by its next offer.
 
 Lives here: that. Does not: carrying notices (the replica's door handler), which replica a router prefers
 (`scheduler`).
@@ -23,7 +23,7 @@ Router = Hashable
 
 
 class Admission:
-    """The slots of one replica. All methods that free slots return the routers to be noticed, one per slot."""
+    """The slots of one replica. Methods that free slots return the routers to be noticed, one per slot."""
 
     def __init__(self, max_ongoing: int) -> None:
         self.max_ongoing = max_ongoing
