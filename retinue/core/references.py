@@ -2,22 +2,22 @@
 
 A reference is a frozen, untracked Struct: a million of them cost no garbage collection (measured: a
 slots class makes the collector pause up to 500 ms at a million pending tasks, this none). Its finalizer
-may run anywhere, inside any lock, so it only appends to a deque that the control side drains.
+may run anywhere, inside any lock, so it only appends to a list that the control side drains.
 
 Lives here: the reference, the queue of dropped ones, collecting the references inside a value while it
-is pickled. Does not: counting (`ownership.table`), fetching (the runtime, through `bind`).
+is pickled, and handing them to a value that is loaded. Does not: counting (`ownership.table`), fetching
+(the runtime, through `bind`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
-from retinue.core.ids import TASK_ID_SIZE, JobID, ObjectID, TaskID
+from retinue.core.ids import OBJECT_ID_SIZE, TASK_ID_SIZE, JobID, ObjectID, TaskID
 from retinue.core.wire.messages import Address
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Ids of references that were garbage collected, oldest first; `append` is atomic and takes no lock.
-dropped: deque[bytes] = deque()
+# The references inside a value: owners, each with the ids of its objects.
+Groups = Sequence[tuple[Address, Sequence[bytes]]]
+
+# Ids of references that were garbage collected, oldest first; `append` is atomic and takes no lock. A list,
+# for 10,000 are taken out in one step (0.003 us each; popped one by one from a deque 0.065).
+dropped: list[bytes] = []
 _drop = dropped.append
 
 
@@ -35,6 +39,7 @@ class ReferenceRuntime(Protocol):
     """What references need of the process's runtime."""
 
     def add_reference(self, object_id: bytes, owner: Address | None) -> ObjectRef[Any]: ...
+    def add_references(self, groups: Groups) -> dict[bytes, ObjectRef[Any]]: ...
     def future_of(self, ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]: ...
     def await_ref(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]: ...
     def own_address(self) -> Address: ...
@@ -143,3 +148,27 @@ class ObjectRef(Struct, Generic[T], frozen=True, gc=False):
 def _restore(object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
     runtime = _runtime or _required_runtime()
     return runtime.add_reference(object_id, owner)
+
+
+def groups_of(found: Sequence[tuple[bytes, Address | None]]) -> Groups:
+    """Those of the references found while a value was pickled that are ObjectRefs, each once, by owner."""
+    own = _required_runtime().own_address()
+    by_owner: dict[Address | None, dict[bytes, None]] = {}
+    for object_id, owner in found:
+        if len(object_id) == OBJECT_ID_SIZE:
+            by_owner.setdefault(owner, {})[object_id] = None
+    return [(owner or own, list(ids)) for owner, ids in by_owner.items()]
+
+
+def restorer_of(groups: Groups) -> Callable[[bytes, Address], Any]:
+    """What `_restore` is to be while a value with these references is loaded: they are counted already.
+
+    They are let go of with the function, unless the value holds them. It is a dict's `get`, so that making
+    a value's references runs no Python code.
+    """
+    return _required_runtime().add_references(groups).get
+
+
+def is_restore(module: str, name: str) -> bool:
+    """Whether a pickle that names this function means `_restore`."""
+    return name == "_restore" and module == __name__

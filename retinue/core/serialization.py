@@ -5,6 +5,8 @@ A serialized value (a *blob*) names its format in its first byte:
   B     bytes: the rest is the value
   M     a pickle with buffers: u32 count at 4, u64 pickle size at 8, u64 size of each buffer; then the
         pickle and the buffers, each aligned to 64 bytes
+  R     references that the rest brings, to be counted in one step: u32 size of their list at 4; the list,
+        msgpack of (owner, ids) each; the value itself, in one of the formats above, aligned to 64 bytes
   E     an error: a pickle of the exception that `get` raises, or of the fields of a RetinueTaskError with
         the blob of its cause among them
 
@@ -23,9 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import cloudpickle
+import msgspec
 
 from retinue.core.errors import RetinueTaskError, UnserializableException, safe_repr
-from retinue.core.references import collector
+from retinue.core.references import collector, groups_of, is_restore, restorer_of
 from retinue.core.wire.messages import Address
 
 PROTOCOL = 5
@@ -33,8 +36,13 @@ ALIGNMENT = 64
 # An error travels within one frame, never through the store.
 ERROR_LIMIT_BYTES = 1 << 20
 TRACEBACK_LIMIT = 64 * 1024
-_BYTES_TAG, _MULTI_TAG, _ERROR_TAG = b"B", b"M", b"E"
+# From this many references on they are listed ahead of the value: then one costs 0.35 us to load, not 0.8.
+LISTED_FROM = 16
+_BYTES_TAG, _MULTI_TAG, _ERROR_TAG, _REFERENCES_TAG = b"B", b"M", b"E", b"R"
 _MULTI_HEADER = struct.Struct("<c3xIQ")
+_REFERENCES_HEADER = struct.Struct("<c3xI")
+_encode_groups = msgspec.msgpack.Encoder().encode
+_decode_groups = msgspec.msgpack.Decoder(list[tuple[Address, list[bytes]]]).decode
 _PICKLE_TAG = 0x80
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError)
 _SAFE_MODULES = frozenset({"builtins", "retinue.core.errors"})
@@ -55,10 +63,11 @@ class _CloudPickler(cloudpickle.CloudPickler):  # type: ignore[misc]
 class Serialized:
     """A value in parts: its pickle, its buffers, and the references inside it.
 
-    `size` is that of the blob. References are (object id, owner or None for this process).
+    `size` is that of the blob. References are (object id, owner or None for this process); `head` is what
+    the blob says of them ahead of the value, where they are many.
     """
 
-    __slots__ = ("_kept", "buffers", "data", "found", "size")
+    __slots__ = ("_kept", "buffers", "data", "found", "head", "size")
 
     def __init__(
         self,
@@ -71,12 +80,14 @@ class Serialized:
         self.buffers = buffers
         self.found = found
         self._kept = kept  # the references themselves, alive until whoever has this has counted `found`
+        self.head = b"" if len(found) < LISTED_FROM else _references_head(found)
         self.size = len(data) if not buffers else multi_layout(len(data), [b.nbytes for b in buffers])[-1]
+        self.size += len(self.head)
 
     def to_bytes(self) -> bytes:
         """The blob in one piece."""
         if not self.buffers:
-            return self.data
+            return self.head + self.data
         blob = bytearray(self.size)
         for offset, part in self.parts():
             blob[offset : offset + len(part)] = part
@@ -84,13 +95,20 @@ class Serialized:
 
     def parts(self) -> list[tuple[int, bytes | memoryview]]:
         """(offset within the blob, bytes) of each part, in order, for writing it somewhere."""
+        base = len(self.head)
+        head: list[tuple[int, bytes | memoryview]] = [(0, self.head)] if base else []
         if not self.buffers:
-            return [(0, self.data)]
+            return [*head, (base, self.data)]
         sizes = [b.nbytes for b in self.buffers]
-        offsets = multi_layout(len(self.data), sizes)
+        offsets = [base + offset for offset in multi_layout(len(self.data), sizes)]
         header = _MULTI_HEADER.pack(_MULTI_TAG, len(sizes), len(self.data))
         header += struct.pack(f"<{len(sizes)}Q", *sizes)
-        return [(0, header), (offsets[0], self.data), *zip(offsets[1:-1], self.buffers, strict=True)]
+        return [
+            *head,
+            (base, header),
+            (offsets[0], self.data),
+            *zip(offsets[1:-1], self.buffers, strict=True),
+        ]
 
 
 class SerializedBytes(Serialized):
@@ -107,6 +125,16 @@ class SerializedBytes(Serialized):
 
     def parts(self) -> list[tuple[int, bytes | memoryview]]:
         return [(0, _BYTES_TAG), (1, self.data)]
+
+
+def _references_head(found: Found | tuple[()]) -> bytes:
+    """What comes ahead of a value with many references; "" if they are handles rather."""
+    groups = groups_of(found)
+    if not groups:
+        return b""
+    listed = _encode_groups(groups)
+    head = _REFERENCES_HEADER.pack(_REFERENCES_TAG, len(listed)) + listed
+    return head + bytes(-len(head) % ALIGNMENT)
 
 
 def multi_layout(pickle_size: int, sizes: Sequence[int]) -> list[int]:
@@ -196,18 +224,45 @@ def deserialize(blob: bytes | memoryview) -> Any:
     if first == 66:  # B
         return bytes(blob[1:])
     if first == 77:  # M
-        view = memoryview(blob)
-        if not view.readonly:
-            view = view.toreadonly()
-        _, count, pickle_size = _MULTI_HEADER.unpack_from(view)
-        sizes = struct.unpack_from(f"<{count}Q", view, _MULTI_HEADER.size)
-        offsets = multi_layout(pickle_size, sizes)
-        data = view[offsets[0] : offsets[0] + pickle_size]
-        buffers = [view[o : o + n] for o, n in zip(offsets[1:-1], sizes, strict=True)]
+        data, buffers = _multi_parts(memoryview(blob))
         return pickle.loads(data, buffers=buffers)
+    if first == 82:  # R
+        return _load_with_references(memoryview(blob))
     if first == 69:  # E
         return _load_error(bytes(blob[1:]))
     raise ValueError(f"not a serialized value: it begins with {bytes(blob[:4])!r}")
+
+
+def _multi_parts(view: memoryview) -> tuple[memoryview, list[memoryview]]:
+    """The pickle and the buffers of an M blob."""
+    if not view.readonly:
+        view = view.toreadonly()
+    _, count, pickle_size = _MULTI_HEADER.unpack_from(view)
+    sizes = struct.unpack_from(f"<{count}Q", view, _MULTI_HEADER.size)
+    offsets = multi_layout(pickle_size, sizes)
+    data = view[offsets[0] : offsets[0] + pickle_size]
+    return data, [view[o : o + n] for o, n in zip(offsets[1:-1], sizes, strict=True)]
+
+
+class _ReferencesUnpickler(pickle.Unpickler):
+    """Takes a value's ObjectRefs from those that were counted ahead."""
+
+    def __init__(self, data: memoryview, buffers: Sequence[memoryview], restore: Callable[..., Any]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._restore = restore
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._restore if is_restore(module, name) else super().find_class(module, name)
+
+
+def _load_with_references(blob: memoryview) -> Any:
+    start, size = _REFERENCES_HEADER.size, _REFERENCES_HEADER.unpack_from(blob)[1]
+    restore = restorer_of(_decode_groups(blob[start : start + size]))
+    data = blob[-(-(start + size) // ALIGNMENT) * ALIGNMENT :]
+    buffers: list[memoryview] = []
+    if data[0] != _PICKLE_TAG:
+        data, buffers = _multi_parts(data)
+    return _ReferencesUnpickler(data, buffers, restore).load()
 
 
 def is_error_blob(blob: bytes | memoryview) -> bool:

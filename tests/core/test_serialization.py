@@ -35,6 +35,7 @@ from retinue.core.serialization import (
     register_serializer,
     serialize,
     serialize_error,
+    serialize_error_found,
 )
 from retinue.core.wire.messages import Address
 
@@ -474,11 +475,16 @@ def test_error_blob_that_cannot_be_read_is_an_error_itself():
 class FakeRuntime:
     def __init__(self) -> None:
         self.added: list[tuple[bytes, Address | None]] = []
+        self.added_together: list[tuple[bytes, Address | None]] = []
         self.escaped: list[bytes] = []
 
     def add_reference(self, object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
         self.added.append((object_id, owner))
         return ObjectRef(object_id, None if owner == ME else owner)
+
+    def add_references(self, groups: references.Groups) -> dict[bytes, ObjectRef[Any]]:
+        self.added_together += [(object_id, owner) for owner, ids in groups for object_id in ids]
+        return {i: ObjectRef(i, None if owner == ME else owner) for owner, ids in groups for i in ids}
 
     def own_address(self) -> Address:
         return ME
@@ -512,6 +518,96 @@ def test_references_in_nested_containers_are_found_with_their_owners(runtime):
     assert runtime.added == [(A, ME), (B, OTHER)]
     assert result["list"] == [ObjectRef(A)]
     assert not runtime.escaped
+
+
+MANY = [oid(str(number)) for number in range(100)]
+
+
+@pytest.mark.parametrize("extra", [None, np.arange(1000.0), lambda: 7, Point(3)])
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_many_references_are_counted_together_ahead_of_their_value(runtime, extra, kind):
+    refs = [ObjectRef(i, OTHER if n % 3 else None) for n, i in enumerate(MANY)]
+    serialized = serialize([refs, extra, refs[5]])
+    blob = serialized.to_bytes()
+    assert serialized.size == len(blob)
+    written = bytearray(serialized.size)
+    for offset, part in serialized.parts():
+        written[offset : offset + len(part)] = part
+    assert bytes(written) == blob
+    result, came, again = deserialize(kind(blob))
+    assert not runtime.added
+    assert sorted(runtime.added_together) == sorted((i, OTHER if n % 3 else ME) for n, i in enumerate(MANY))
+    assert result == refs
+    assert [r._owner for r in result] == [r._owner for r in refs]
+    assert again is result[5]
+    if type(extra) is np.ndarray:
+        np.testing.assert_array_equal(came, extra)
+    elif callable(extra):
+        assert came() == 7
+    else:
+        assert came == extra
+
+
+def test_buffers_beside_many_references_stay_aligned_and_are_not_copied(runtime):
+    blob = serialize([[ObjectRef(i) for i in MANY], np.arange(1000.0)]).to_bytes()
+    array = deserialize(blob)[1]
+    start = np.frombuffer(blob, dtype="u1").ctypes.data
+    assert 0 < array.ctypes.data - start < len(blob)
+    assert (array.ctypes.data - start) % 64 == 0
+
+
+def test_reference_that_a_value_does_not_take_is_let_go_of(runtime):
+    class Forgetful:
+        def __init__(self, refs: list[ObjectRef[Any]]) -> None:
+            self.refs = refs
+
+        def __setstate__(self, state: Any) -> None:
+            self.refs = state["refs"][:90]
+
+    value = Forgetful([ObjectRef(i) for i in MANY])
+    blob = serialize(value).to_bytes()
+    references.dropped.clear()
+    loaded = deserialize(blob)
+    assert sorted(references.dropped) == sorted(MANY[90:])
+    assert len(loaded.refs) == 90
+
+
+def test_failed_load_lets_go_of_the_references_that_were_counted(runtime):
+    value = [[ObjectRef(i) for i in MANY], Unloadable()]
+    blob = serialize(value).to_bytes()
+    references.dropped.clear()
+    with pytest.raises(ZeroDivisionError):
+        deserialize(blob)
+    assert sorted(references.dropped) == sorted(MANY)
+
+
+def test_references_inside_a_pickle_of_the_values_own_are_counted_when_that_is_loaded(runtime):
+    """A value that pickles its parts by itself, inside our pickling, may load them at any later time."""
+    refs = [ObjectRef(i, OTHER) for i in MANY]
+    outer = deserialize(serialize([Packed(refs), *refs]).to_bytes())
+    assert len(runtime.added_together) == len(MANY)
+    assert pickle.loads(outer[0]) == refs
+    assert runtime.added == [(i, OTHER) for i in MANY]
+
+
+def test_an_error_with_many_references_brings_them(runtime):
+    error = ValueError([ObjectRef(i) for i in MANY])
+    blob, found = serialize_error_found(error)
+    assert len(found) == len(MANY)
+    assert deserialize(blob).args[0] == [ObjectRef(i) for i in MANY]
+
+
+class Packed:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return bytes, (pickle.dumps(self.value),)
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return divmod, (1, 0)
 
 
 def test_references_beside_what_only_cloudpickle_can_are_found_once(runtime):

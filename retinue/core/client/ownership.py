@@ -115,14 +115,14 @@ class OwnershipService:
         finally:
             self._scope.ids = outer
 
-    def borrowed(self, object_id: bytes) -> None:
-        """A foreign reference appeared that its owner does not know we hold. With the lock."""
+    def borrowed(self, object_ids: list[bytes]) -> None:
+        """Foreign references appeared that their owner does not know we hold. With the lock."""
         if self._scope.ids is not None:
-            self._scope.ids.append(object_id)
+            self._scope.ids.extend(object_ids)
         else:
-            # Unpickled by the user's own hand: count as soon as possible, and hope its maker holds it.
-            self.note_borrowed([object_id])
-            self._runtime.io.post(lambda: self.register([object_id], _nothing))
+            # Unpickled by the user's own hand: count as soon as possible, and hope their maker holds them.
+            self.note_borrowed(object_ids)
+            self._runtime.io.post(lambda: self.register(object_ids, _nothing))
 
     def register(self, object_ids: Sequence[bytes], then: Callable[[], None]) -> None:
         """Have the owners count us for those of the borrowed references that are still held; then go on."""

@@ -12,6 +12,7 @@ of sending.
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import logging
 import os
 import select
@@ -37,7 +38,17 @@ from retinue.core.errors import (
     TaskCancelledError,
 )
 from retinue.core.metrics_report import MetricsReporter
-from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, Entry, OwnershipTable
+from retinue.core.ownership.table import (
+    ACTOR,
+    ERROR,
+    INLINE,
+    LOST,
+    PENDING,
+    SHARD_BYTE,
+    STORED,
+    Entry,
+    OwnershipTable,
+)
 from retinue.core.references import ObjectRef
 from retinue.core.serialization import Serialized, deserialize, serialize, serialize_error
 from retinue.core.transport import threads
@@ -56,6 +67,10 @@ LINGER_S = 0.05
 IDLE_TICK_S = 0.25
 EMPTY_TICK_S = 5.0
 HOUSEKEEPING_S = 0.05
+# References that are counted, or let go of, before another thread can have the lock (1 ms).
+AT_ONCE = 10_000
+# Puts named after one task's id. A driver's all are: their entries should not lie in one shard.
+PUTS_PER_ID = 4096
 # A wait shorter than this does not lend the task's CPUs to others.
 SHORT_WAIT_S = 0.002
 WATCH_S = 1.0
@@ -250,19 +265,14 @@ class Runtime:
     def drain_dropped(self) -> None:
         """Let go of the references that were garbage collected since the last time."""
         dropped = references.dropped
-        if not dropped:
-            return
-        ids = []
-        for _ in range(len(dropped)):
-            try:
-                ids.append(dropped.popleft())
-            except IndexError:
-                break  # another thread was faster
-        with self.lock:
-            self.table.drop_refs(ids)
-            effects = self.table.take_effects()
-        if effects is not None:
-            self.ownership.carry_out(effects)
+        for _ in range(0, len(dropped), AT_ONCE):
+            with self.lock:
+                ids = dropped[:AT_ONCE]
+                del dropped[: len(ids)]
+                self.table.drop_refs(ids)
+                effects = self.table.take_effects()
+            if effects is not None:
+                self.ownership.carry_out(effects)
 
     def after_unlock(self) -> None:
         """Carry out what the table decided; call without the lock after any change that ends holds."""
@@ -287,12 +297,33 @@ class Runtime:
             else:
                 entry = self.table.add_ref(object_id, owner)
                 if entry.state == LOST:
-                    entry.blob = serialize_error(
-                        ObjectLostError(object_id.hex(), message="its owner let go of it")
-                    )
+                    self._mark_lost([object_id])
             if owner is not None and not entry.counted:
-                self.ownership.borrowed(object_id)
+                self.ownership.borrowed([object_id])
         return ObjectRef(object_id, owner)
+
+    def add_references(self, groups: references.Groups) -> dict[bytes, ObjectRef[Any]]:
+        """References that arrived in a value, by id: counted together (0.1 us each, one by one 0.5)."""
+        refs: dict[bytes, ObjectRef[Any]] = {}
+        for address, ids in groups:
+            owner = None if address.worker_id == self._worker_id else address
+            for start in range(0, len(ids), AT_ONCE):
+                with self.lock:
+                    more = self.table.add_refs(ids[start : start + AT_ONCE], owner)
+                    if more and owner is not None:
+                        self.ownership.borrowed(more)
+                    elif more:
+                        self._mark_lost(more)
+            refs.update(zip(ids, map(ObjectRef, ids, itertools.repeat(owner)), strict=False))
+        return refs
+
+    def _mark_lost(self, object_ids: Sequence[bytes]) -> None:
+        """Say of LOST objects of ours what became of them. With the lock."""
+        for object_id in object_ids:
+            entry = self.table.entries[object_id]
+            if entry.blob is None:
+                error = ObjectLostError(object_id.hex(), message="its owner let go of it")
+                entry.blob = serialize_error(error)
 
     def reference_escaped(self, object_id: bytes) -> None:
         """The user pickled a reference by hand; nobody knows for how long it lives: for the job."""
@@ -333,7 +364,7 @@ class Runtime:
     def next_put_id(self) -> bytes:
         context = self.context
         context.puts += 1
-        if not context.put_task_id:
+        if not context.put_task_id or context.puts % PUTS_PER_ID == 0:
             # A thread of the driver, or one that user code started: ids of a task of its own.
             context.put_task_id = self.ids.task_id()
         return self.ids.put_id(context.put_task_id, context.puts)
@@ -349,15 +380,16 @@ class Runtime:
     def get(self, refs: Sequence[ObjectRef[Any]], timeout_s: float | None) -> list[Any]:
         """The values, in order. Raises the first error met, or GetTimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        entries = self.table.entries
+        shards = self.table.entries.shards
         values = []
         for ref in refs:
-            entry = entries.get(ref._id)
+            object_id = ref._id
+            entry = shards[object_id[SHARD_BYTE]].get(object_id)
             if entry is None:
                 entry = self._missing(ref)
             if entry.state == PENDING:
-                self._await_entry(ref._id, entry, deadline, len(refs))
-            values.append(self._value_of(ref._id, entry, deadline))
+                self._await_entry(object_id, entry, deadline, len(refs))
+            values.append(self._value_of(object_id, entry, deadline))
         return values
 
     def _missing(self, ref: ObjectRef[Any]) -> Entry:
@@ -474,7 +506,8 @@ class Runtime:
                 if fetch_local:
                     self.store.prefetch([(refs[0]._id, entry)])
                 return [refs[0]], refs[1:] if isinstance(refs, list) else list(refs[1:])
-        states = [entries.get(r._id) or self._missing(r) for r in refs]
+        shards = entries.shards
+        states = [shards[r._id[SHARD_BYTE]].get(r._id) or self._missing(r) for r in refs]
         pending = [(r._id, e) for r, e in zip(refs, states, strict=True) if e.state == PENDING]
         ready = len(refs) - len(pending)
         if ready < num_returns and (timeout_s is None or timeout_s > 0):

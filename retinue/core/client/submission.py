@@ -26,7 +26,7 @@ from retinue.core.errors import (
     WorkerCrashedError,
 )
 from retinue.core.ids import FIRST_RETURN, return_id
-from retinue.core.ownership.table import ERROR, INLINE, PENDING, STORED
+from retinue.core.ownership.table import ERROR, INLINE, PENDING, SHARD_BYTE, STORED
 from retinue.core.references import ObjectRef
 from retinue.core.serialization import deserialize, serialize, serialize_error
 from retinue.core.transport.threads import Connection
@@ -191,8 +191,9 @@ class TaskSubmitter:
         found = []
         runtime = self._runtime
         room = INLINE_TOTAL_BYTES
+        shards = runtime.table.entries.shards
         for object_id in task.slots:
-            entry = runtime.table.entries[object_id]
+            entry = shards[object_id[SHARD_BYTE]][object_id]
             if entry.state == INLINE:
                 room -= entry.size
                 if room >= 0:
@@ -217,7 +218,8 @@ class TaskSubmitter:
         `then` runs on any thread, maybe before this returns.
         """
         runtime = self._runtime
-        pending = [i for i in task.slots if runtime.table.entries[i].state == PENDING]
+        shards = runtime.table.entries.shards
+        pending = [i for i in task.slots if shards[i[SHARD_BYTE]][i].state == PENDING]
         if not pending:
             return False
         task.unready = len(pending)
@@ -560,10 +562,13 @@ class TaskSubmitter:
         runtime = self._runtime
         if kind is Reply:
             now = time.monotonic()
+            may_retry = message.status == REPLY_ERROR and self.may_retry(
+                lease.worker.tasks.get(message.task_id), payload
+            )
             with runtime.lock:
                 task = lease.pool.finished(lease.worker, message.task_id, message.exec_us, now)
                 if task is not None:
-                    waiters = self.complete(task, message, payload)
+                    waiters = self.complete(task, message, payload, may_retry=may_retry)
                 else:
                     waiters = []
                     runtime.ownership.refuse_returns(message)
@@ -601,8 +606,13 @@ class TaskSubmitter:
             if done:
                 self._return(lease.pool, lease.worker)
 
-    def complete(self, task: TaskRecord, reply: Reply, payload: bytes) -> list[Callable[[], None]]:
-        """Resolve a call's returns. With the lock; returns the waiters to wake."""
+    def complete(
+        self, task: TaskRecord, reply: Reply, payload: bytes, *, may_retry: bool
+    ) -> list[Callable[[], None]]:
+        """Resolve a call's returns. With the lock; returns the waiters to wake.
+
+        `may_retry`: what the method of that name said of the reply, if it is an error.
+        """
         runtime = self._runtime
         table = runtime.table
         task.conn = None
@@ -620,7 +630,8 @@ class TaskSubmitter:
             return self._resolve_returns(task, reply, payload)
         if status == REPLY_CANCELLED:
             payload = serialize_error(runtime.cancelled_error(task.task_id, task_name(task)))
-        elif status == REPLY_ERROR and self._retry_after_error(task, payload):
+        elif may_retry and task.retries_left != 0 and not task.is_cancelled:
+            self._retry(task)
             runtime.ownership.refuse_returns(reply)  # the references inside the error
             return []
         elif status == REPLY_ARGUMENT_LOST:
@@ -686,15 +697,19 @@ class TaskSubmitter:
         table.task_done(task, keep_lineage=False)
         return waiters
 
-    def _retry_after_error(self, task: TaskRecord, blob: bytes) -> bool:
-        """Whether the user's exception is one to retry after; if so it is under way again."""
-        wanted = task.retry_exceptions
-        if not wanted or task.retries_left == 0:
-            return False
-        if wanted is not True and not self._is_instance(blob, wanted):
-            return False
-        if task.is_cancelled:
-            return False  # before, or while the lock was free
+    @staticmethod
+    def may_retry(task: TaskRecord | None, blob: bytes) -> bool:
+        """Whether the user's exception is one to retry the call after.
+
+        Without the lock: unpickling it is the user's code, which may import, or make references.
+        """
+        wanted = task.retry_exceptions if task is not None and task.retries_left != 0 else None
+        if not wanted or wanted is True:
+            return bool(wanted)
+        error = deserialize(blob)
+        return isinstance(error.cause if isinstance(error, RetinueTaskError) else error, wanted)
+
+    def _retry(self, task: TaskRecord) -> None:
         self._count_attempt(task)
         if task.function is None:
             task.pool.retry(task)
@@ -702,17 +717,6 @@ class TaskSubmitter:
         else:
             task.pool.resubmit([task])
             self._feed(task.pool)
-        return True
-
-    def _is_instance(self, blob: bytes, wanted: tuple[type[BaseException], ...]) -> bool:
-        """Unpickling may import, make references, take the lock: all of it the user's code, so without it."""
-        self._runtime.lock.release()
-        try:
-            error = deserialize(blob)
-            cause = error.cause if isinstance(error, RetinueTaskError) else error
-            return isinstance(cause, wanted)
-        finally:
-            self._runtime.lock.acquire()
 
     @staticmethod
     def _count_attempt(task: TaskRecord) -> None:

@@ -96,7 +96,7 @@ def test_returns_of_a_call_that_nobody_waits_for_are_let_go_of(runtime: Any) -> 
     effects = runtime.table.take_effects()
     assert effects.free == [(return_id(TASK, 0), (b"node",))]
     assert effects.uncount == [(OTHER, INNER, 1)]
-    assert runtime.table.entries == {}
+    assert not runtime.table.entries
 
 
 def test_a_late_copy_of_what_is_being_made_again_is_kept(runtime: Any) -> None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from retinue.core.client.tasks import TaskRecord
-from retinue.core.ownership.table import INLINE, PENDING, OwnershipTable
+from retinue.core.ownership.table import INLINE, PENDING, SHARD_BYTE, OwnershipTable
 from retinue.core.wire.messages import Address
 
 Refs = list[tuple[bytes, Address]]
@@ -69,6 +69,7 @@ class Protocol(RuleBasedStateMachine):
         self.blobs: dict[bytes, Refs] = {}  # what is inside each object
         self.owners: dict[bytes, Process] = {}
         self.count = 0
+        self.loads = 0
 
     @initialize(number=st.integers(2, 4))
     def start(self, number: int) -> None:
@@ -127,13 +128,24 @@ class Protocol(RuleBasedStateMachine):
         return None if owner is process else owner.address
 
     def unpickle(self, process: Process, refs: Refs) -> tuple[list[bytes], list[bytes]]:
-        """References appear; returns them, and those whose owners have not counted this process."""
+        """References appear; returns them, and those whose owners have not counted this process.
+
+        One by one, or listed by their owners ahead of the value, as where they are many.
+        """
         new = []
-        for object_id, address in refs:
-            owner = None if address == process.address else address
-            entry = process.table.add_ref(object_id, owner)
-            if owner is not None and not entry.counted:
-                new.append(object_id)
+        self.loads += 1
+        if self.loads % 2:
+            for object_id, address in refs:
+                owner = None if address == process.address else address
+                entry = process.table.add_ref(object_id, owner)
+                if owner is not None and not entry.counted:
+                    new.append(object_id)
+        else:
+            for address in dict.fromkeys(address for _, address in refs):
+                owner = None if address == process.address else address
+                ids = [object_id for object_id, of in refs if of == address]
+                more = process.table.add_refs(ids, owner)
+                new += more if owner is not None else []
         return [object_id for object_id, _ in refs], new
 
     def register(self, process: Process, object_ids: list[bytes], then: Message) -> None:
@@ -201,7 +213,7 @@ class Protocol(RuleBasedStateMachine):
 
     def new_id(self, owner: Process) -> bytes:
         self.count += 1
-        object_id = str(self.count).encode().ljust(28, b"-")
+        object_id = str(self.count).zfill(SHARD_BYTE + 1).encode().ljust(28, b"-")
         self.owners[object_id] = owner
         return object_id
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retinue.core.client.tasks import TaskRecord
 from retinue.core.ownership.table import ACTOR, ERROR, INLINE, LOST, PENDING, STORED, OwnershipTable
@@ -262,3 +264,68 @@ def test_foreign_owners_are_those_of_borrowed_references(table):
     table.own_inline(A, b"x")
     table.add_ref(B, OWNER)
     assert table.foreign_owners() == {OWNER.worker_id}
+
+
+# --- references that arrive together, and many entries
+
+
+def test_references_of_a_value_are_counted_together(table):
+    table.add_ref(A, OWNER)
+    table.counted(A, OWNER)
+    assert table.add_refs([A, B, B], OWNER) == [B, B]
+    assert (table.entries[A].refs, table.entries[B].refs) == (2, 2)
+    assert table.entries[B].owner == OWNER
+    table.drop_refs([A, B, A])
+    assert list(table.entries) == [B]
+    table.drop_refs([B])
+    assert table.take_effects().uncount == [(OWNER, A, 1)]
+
+
+def test_references_that_arrive_together_to_objects_let_go_of_are_lost(table):
+    table.own_inline(A, b"blob")
+    assert table.add_refs([A, B], None) == [B]
+    assert table.entries[B].state == LOST
+    assert table.add_refs([B], None) == [B]
+    table.drop_refs([A, A, B, B])
+    assert not table.entries
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans(), st.booleans()), max_size=40))
+def test_counting_together_is_counting_one_by_one(steps):
+    together, one_by_one = OwnershipTable(), OwnershipTable()
+    for number, is_ours, is_counted in steps:
+        object_id = oid(str(number) + "o" * is_ours)
+        owner = None if is_ours else OWNER
+        more = together.add_refs([object_id], owner)
+        entry = one_by_one.add_ref(object_id, owner)
+        assert bool(more) == (entry.state == LOST if is_ours else not entry.counted)
+        if is_counted and not is_ours:
+            together.counted(object_id, OWNER)
+            one_by_one.counted(object_id, OWNER)
+    assert dict(together.entries.items()) == dict(one_by_one.entries.items())
+    together.check_invariants()
+
+
+def test_entries_are_found_whichever_dict_they_lie_in(table):
+    ids = [b"p" * 12 + number.to_bytes(8, "little") + b"j" * 8 for number in range(1000)]
+    assert not table.entries
+    assert len(table.entries) == 0
+    for object_id in ids:
+        table.own_inline(object_id, object_id)
+    assert table.entries
+    assert len(table.entries) == 1000
+    assert [table.entries[i].blob for i in ids] == ids
+    assert all(i in table.entries for i in ids)
+    assert A not in table.entries
+    assert table.entries.get(A) is None
+    assert list(table.entries) == [entry.blob for entry in table.entries.values()]
+    table.drop_refs(ids[:999])
+    assert list(table.entries) == ids[999:]
+
+
+def test_entries_of_calls_come_about_oldest_first(table):
+    ids = [b"p" * 12 + number.to_bytes(8, "little") + b"j" * 8 for number in range(5000)]
+    for object_id in ids:
+        table.own(object_id, None)
+    places = {object_id: place for place, object_id in enumerate(ids)}
+    assert max(abs(place - places[i]) for place, i in enumerate(table.entries)) < 256
