@@ -70,7 +70,7 @@ class RequestCancelledError(RetinueServeException, TaskCancelledError):
 
 
 class DeploymentUnavailableError(RetinueServeException):
-    """The deployment takes no requests: it failed to deploy, is unhealthy, or was deleted. Nothing was executed.
+    """The deployment takes no requests: it failed to deploy, is ill, or was deleted. Nothing was executed.
 
     `deployment_id` names it; `reason` says what happened to it.
     """
