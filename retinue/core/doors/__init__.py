@@ -6,6 +6,7 @@
 - `open_listener`, `release_listener`: listening sockets that outlive their process.
 - `watch_nodes`: nodes that join, drain and leave.
 - `doors.admin`: HTTP routes in the admin server.
+- `session_dir`: where a library keeps its logs.
 
 Measured by `loadtests/doors.py`, Python 3.11, uvloop 0.22.1, both processes on one core of a busy machine, so
 that rates say what CPU each call takes (at each end: 15 us one by one, 12 for a bare msgpack message):
@@ -35,7 +36,7 @@ from retinue.core.doors.errors import (
 from retinue.core.doors.kv import AsyncKeyValue, KeyValue, KvEvent
 from retinue.core.doors.listeners import ListenerError, open_listener, release_listener
 from retinue.core.doors.nodes import DRAINING, JOINED, LEFT, Node, NodeEvent, watch_nodes
-from retinue.core.doors.process import connect, own_address
+from retinue.core.doors.process import connect, own_address, session_dir
 from retinue.core.doors.process import open_door as open  # noqa: A004 - `doors.open`
 from retinue.core.doors.serving import Door, DoorContext, DoorHandler
 from retinue.core.doors.watching import Watch
@@ -69,5 +70,6 @@ __all__ = [
     "open_listener",
     "own_address",
     "release_listener",
+    "session_dir",
     "watch_nodes",
 ]

@@ -57,6 +57,11 @@ def own_address() -> Address:
     return get_runtime().address
 
 
+def session_dir() -> str:
+    """The session's folder on this node, for logs and the like; it goes when its session does."""
+    return get_runtime().session_dir
+
+
 async def connect(
     address: Address, *, max_item_bytes: int = MAX_ITEM_BYTES, timeout_s: float = CONNECT_TIMEOUT_S
 ) -> DoorConnection:
