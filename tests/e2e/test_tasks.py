@@ -217,6 +217,32 @@ def test_retries_after_exceptions_are_counted(tmp_path: Any) -> None:
     assert retinue.get(flaky.remote(str(tmp_path / "tries"))) == 3
 
 
+def test_an_exception_that_uses_the_runtime_as_it_is_unpickled_is_retried_after(tmp_path: Any) -> None:
+    def revive(text: str) -> Exception:
+        return Reviving(retinue.get(retinue.put(text)))
+
+    class Reviving(ValueError):
+        def __reduce__(self) -> Any:
+            return revive, (str(self),)
+
+    def flaky(path: str) -> int:
+        with open(path, "a") as file:
+            file.write("x")
+        if os.path.getsize(path) < 3:
+            raise Reviving("again")
+        return os.path.getsize(path)
+
+    class Flaky:
+        @retinue.method(max_task_retries=3, retry_exceptions=[ValueError])
+        def call(self, path: str) -> int:
+            return flaky(path)
+
+    task = retinue.remote(max_retries=3, retry_exceptions=[ValueError])(flaky)
+    assert retinue.get(task.remote(str(tmp_path / "task"))) == 3
+    actor = retinue.remote(Flaky).remote()
+    assert retinue.get(actor.call.remote(str(tmp_path / "actor"))) == 3
+
+
 def test_env_vars_and_the_runtime_context() -> None:
     @retinue.remote(runtime_env={"env_vars": {"FLAVOUR": "salty"}}, name="taster")
     def taste() -> tuple[str, Any, Any]:

@@ -22,6 +22,7 @@ from retinue.core.serialization import deserialize, serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.failures import to_exception
 from retinue.core.wire.messages import (
+    REPLY_ERROR,
     REPLY_REFUSED,
     ActorAnswer,
     ActorInfo,
@@ -376,6 +377,9 @@ class ActorCaller:
         queue: ActorQueue = connection.context
         runtime = self._runtime
         if type(message) is Reply:
+            may_retry = message.status == REPLY_ERROR and runtime.tasks.may_retry(
+                queue.in_flight.get(message.task_id), payload
+            )
             with runtime.lock:
                 task = queue.answered(message.task_id)
                 if task is None:
@@ -386,7 +390,7 @@ class ActorCaller:
                     task.conn = None
                     queue.orphans.append(task)
                     return
-                waiters = runtime.tasks.complete(task, message, payload)
+                waiters = runtime.tasks.complete(task, message, payload, may_retry=may_retry)
                 effects = runtime.table.take_effects()
             for wake in waiters:
                 wake()
