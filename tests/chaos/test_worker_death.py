@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -122,8 +123,10 @@ def test_a_segmentation_fault_is_told_by_its_signal(node: Node) -> None:
     def crash() -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    with pytest.raises(WorkerCrashedError, match="killed by signal 11"):
+    with pytest.raises(WorkerCrashedError, match="killed by signal 11") as caught:
         retinue.get(crash.remote(), timeout=30)
+    assert "Segmentation fault" in str(caught.value)
+    assert re.search(r'File ".*test_worker_death\.py", line \d+ in crash', str(caught.value))
 
 
 def test_a_task_is_retried_as_often_as_it_says(node: Node) -> None:

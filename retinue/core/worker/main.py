@@ -7,6 +7,7 @@ was forked (`node.zygote`), how calls run.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import io
 import logging
 import os
@@ -206,6 +207,7 @@ def watch_lifeline(runtime: Runtime, fd: int) -> None:
 def main(start: WorkerStart) -> NoReturn:
     """Run a worker until it ends; never returns."""
     code = 0
+    faulthandler.enable(2, all_threads=False)  # a crash in native code tells the line that led there
     try:
         worker = Worker(start)
         if start.lifeline_fd >= 0:
