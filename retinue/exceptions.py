@@ -1,6 +1,7 @@
 """The exceptions that Retinue raises, under Ray's names with the prefix `Retinue`."""
 
 from retinue.core.errors import (
+    AbsentNameError,
     ActorAlreadyExistsError,
     ActorDiedError,
     ActorHandleNotFoundError,
@@ -8,7 +9,9 @@ from retinue.core.errors import (
     ActorUnschedulableError,
     AsyncioActorExit,
     AuthenticationError,
+    CrossLanguageError,
     GetTimeoutError,
+    InvalidTransitionError,
     NodeDiedError,
     ObjectFetchTimedOutError,
     ObjectFreedError,
@@ -34,6 +37,7 @@ from retinue.core.errors import (
 )
 
 __all__ = [
+    "AbsentNameError",
     "ActorAlreadyExistsError",
     "ActorDiedError",
     "ActorHandleNotFoundError",
@@ -41,7 +45,9 @@ __all__ = [
     "ActorUnschedulableError",
     "AsyncioActorExit",
     "AuthenticationError",
+    "CrossLanguageError",
     "GetTimeoutError",
+    "InvalidTransitionError",
     "NodeDiedError",
     "ObjectFetchTimedOutError",
     "ObjectFreedError",

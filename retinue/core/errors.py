@@ -10,12 +10,19 @@ from __future__ import annotations
 import traceback
 from typing import Any, ClassVar
 
+PUBLIC_HOME = "retinue.exceptions"
+
 
 class RetinueError(Exception):
     """Base of everything Retinue raises on its own account."""
 
     fault: ClassVar[str] = "system"
     is_retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:
+            cls.__module__ = PUBLIC_HOME  # tracebacks show the name that users import
 
 
 class RetinueSystemError(RetinueError):
@@ -152,7 +159,11 @@ def _combined_type(cause_type: type[BaseException]) -> type[RetinueTaskError]:
     combined = _combined_types.get(cause_type)
     if combined is None:
         name = f"RetinueTaskError({cause_type.__name__})"
-        namespace = {"__str__": RetinueTaskError.__str__, "__reduce__": RetinueTaskError.__reduce__}
+        namespace = {
+            "__module__": PUBLIC_HOME,
+            "__str__": RetinueTaskError.__str__,
+            "__reduce__": RetinueTaskError.__reduce__,
+        }
         combined = type(name, (RetinueTaskError, cause_type), namespace)
         _combined_types[cause_type] = combined
     return combined
@@ -334,6 +345,9 @@ class AbsentNameError(UnsupportedError, AttributeError):
 
 class InvalidTransitionError(RetinueSystemError):
     """A state machine of ours was asked for a step its table does not have."""
+
+
+RetinueError.__module__ = PUBLIC_HOME
 
 
 def safe_repr(value: object) -> str:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 
 import pytest
 
+from retinue import exceptions
 from retinue.core import errors
 from retinue.core.errors import (
     GetTimeoutError,
@@ -97,3 +99,13 @@ def test_repr_that_raises_is_replaced():
     assert "Half" in safe_repr(Half())
     assert "AttributeError" in safe_repr(Half())
     assert safe_repr(3) == "3"
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_tracebacks_name_the_public_home(cls):
+    assert cls.__module__ == "retinue.exceptions"
+    assert getattr(exceptions, cls.__name__) is cls
+    combined = RetinueTaskError("f", "", ValueError("x")).as_instanceof_cause()
+    assert traceback.format_exception_only(combined)[0].startswith(
+        "retinue.exceptions.RetinueTaskError(ValueError)"
+    )
