@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from retinue.core import forks
+from retinue.core import forks, strays
 from retinue.core.wire.messages import Address
 
 TEMP_DIR_VARIABLE = "RETINUE_TEMP_DIR"
@@ -321,8 +321,13 @@ def _hold(path: str, *, create: bool = False) -> int:
 
 
 def _remove_tree(path: str) -> None:
-    """`shutil.rmtree`, without an import of 5 ms. The lock goes last: until then the folder is recognised."""
+    """End what is left of its nodes, and remove it.
+
+    `shutil.rmtree` without an import of 5 ms. The lock goes last: until then the folder is recognised.
+    """
     lock = os.path.join(path, "lock")
+    for name in os.listdir(path):
+        strays.end_strays_of_folder(name)  # an agent that ended in order, or its zygote, had removed it
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             full = os.path.join(folder, name)

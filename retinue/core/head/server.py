@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from retinue.core import strays
 from retinue.core.config import HeadConfig
 from retinue.core.errors import RetinueError, RetinueSystemError
 from retinue.core.head import records as rec
@@ -309,6 +310,8 @@ class HeadServer:
 
     def _agent_process_died(self, node_id: bytes) -> None:
         self._forget_agent_process(node_id)
+        # Its zygote does so as well, if it lives.
+        asyncio.get_running_loop().run_in_executor(None, strays.end_strays, node_id)
         for died in self.nodes.died(node_id, "its agent process ended", wall_time=time.time()):
             self._node_died(died)
         self._arm()

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 
 from retinue.core.config import AgentConfig
 from retinue.core.node.logs import tail
+from retinue.core.node.orphans import Orphans
 from retinue.core.node.spawner import Spawner
 from retinue.core.node.zygote import output_paths
 from retinue.core.transport.loop import LoopConnection
@@ -75,6 +76,7 @@ class Processes:
         self._config = config
         self._spawner = spawner
         self._lifeline_fd = lifeline_fd
+        self._orphans = Orphans(config.node_id)
         self._by_id: dict[bytes, Process] = {}
         self._by_token: dict[int, Process] = {}
         self._by_pid: dict[int, Process] = {}
@@ -85,6 +87,7 @@ class Processes:
         spawner.on_forked = self._forked
         spawner.on_failed = self._start_failed
         spawner.on_exit = self._exited
+        spawner.on_orphan_ended = self._orphans.look
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._by_id.values()))
@@ -112,6 +115,7 @@ class Processes:
         process.started_at = asyncio.get_running_loop().time()
         self._by_id[worker_id] = process
         self._by_token[token] = process
+        self._orphans.began(worker_id)
         if env.working_dir and not os.path.isdir(env.working_dir):
             self._start_failed(token, f"working_dir {env.working_dir!r} is not a folder on this machine")
             return
@@ -144,6 +148,7 @@ class Processes:
         process = self._by_token.get(start_token)
         if process is not None and not process.is_announced:
             process.reason = reason
+            self._orphans.ended(process.worker_id)
             # Not within the call that asked for the start: its caller is not finished with its own books.
             asyncio.get_running_loop().call_soon(self._announce, process)
 
@@ -225,6 +230,7 @@ class Processes:
         if process is None:
             return
         process.status = status
+        self._orphans.ended(process.worker_id)
         if process.connection is None:
             self._announce(process)
         else:

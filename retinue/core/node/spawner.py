@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from retinue.core.node import zygote
+from retinue.core.node.orphans import children_of
 from retinue.core.node.zygote import (
     THREAD_VARIABLES,
     Ended,
@@ -63,6 +64,7 @@ class Spawner:
         self.on_failed: OnFailed = lambda token, reason: None
         self.on_exit: OnExit = lambda pid, status: None
         self.on_unfit: OnUnfit = lambda package, reason: None
+        self.on_orphan_ended: Callable[[], None] = lambda: None  # or a worker of which we have not heard
         self._lifeline_fd = lifeline_fd
         self._worker_module = worker_module
         self._home = home
@@ -246,6 +248,7 @@ class Spawner:
                 self._ended(pid, status)
             elif not self._is_zygote(pid, status):
                 self._unknown_ends[pid] = status
+                self.on_orphan_ended()
                 if len(self._unknown_ends) > MAX_UNKNOWN_ENDS:
                     self._unknown_ends.popitem(last=False)
 
@@ -285,7 +288,7 @@ class Spawner:
             process.process.returncode = 0
         self._zygotes.clear()
         # What a dying child had started in a session of its own falls to us: look again until none is left.
-        while children := _children_of(os.getpid()) - set(keep):
+        while children := children_of(os.getpid()) - set(keep):
             for pid in children:
                 kill_group(pid)
                 _kill(pid)
@@ -303,17 +306,3 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-def _children_of(parent: int) -> set[int]:
-    found: set[int] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent:
-                found.add(int(name))
-    return found

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from retinue.core import session
+from retinue.core import session, strays
 from retinue.core.wire.messages import WorkerStart
 
 MAX_PACKET_BYTES = 1 << 20
@@ -218,6 +218,7 @@ def tidy_up(home: NodeHome) -> None:
                     os.kill(int(name), signal.SIGKILL)
         except (ValueError, OSError):
             continue  # no process, gone, or somebody else's
+    strays.end_strays(bytes.fromhex(home.node_id))
     shutil.rmtree(home.node_dir, ignore_errors=True)
     session.clean_if_free(home.session_dir)
 
@@ -237,6 +238,7 @@ def run_worker(start: WorkerStart, agent_pid: int, worker: Any) -> NoReturn:
         _reset_signals()
         _reseed()
         _protect_others()
+        strays.mark_this_process(strays.mark_of(start.node_id, start.worker_id))
         _enter_environment(start)
         gc.enable()
         worker.main(start)
