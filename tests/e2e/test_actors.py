@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -14,6 +15,8 @@ from retinue.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     PendingCallsLimitExceeded,
+    RetinueActorError,
+    RetinueTaskError,
     TaskCancelledError,
 )
 
@@ -198,6 +201,42 @@ def test_exit_kill_and_terminate_end_an_actor() -> None:
         end(actor)
         with pytest.raises(ActorDiedError):
             retinue.get(actor.add.remote(), timeout=30)
+
+
+@pytest.mark.parametrize("kind", ["sync", "threaded", "async"])
+def test_sys_exit_ends_an_actor_and_a_code_lets_it_restart(kind: str) -> None:
+    class Leaver:
+        def __init__(self) -> None:
+            self.pid = os.getpid()
+
+        def leave(self, code: int) -> None:
+            sys.exit(code)
+
+        def get_pid(self) -> int:
+            return self.pid
+
+    class AsyncLeaver(Leaver):
+        async def leave(self, code: int) -> None:
+            sys.exit(code)
+
+    options = {"num_cpus": 0, "max_restarts": 1, "max_concurrency": 2 if kind == "threaded" else None}
+    cls = AsyncLeaver if kind == "async" else Leaver
+    actor = retinue.remote(**options)(cls).remote()
+    first = retinue.get(actor.get_pid.remote(), timeout=30)
+    with pytest.raises(RetinueActorError, match="exited with code 3"):
+        retinue.get(actor.leave.remote(3), timeout=30)
+    assert retinue.get(actor.get_pid.options(max_task_retries=-1).remote(), timeout=30) != first
+    with pytest.raises(ActorDiedError, match=r"sys\.exit\(0\) was called"):
+        retinue.get(actor.leave.remote(0), timeout=30)
+
+
+def test_sys_exit_in_a_task_fails_the_task() -> None:
+    @retinue.remote
+    def leave() -> None:
+        sys.exit(2)
+
+    with pytest.raises(RetinueTaskError, match="SystemExit: 2"):
+        retinue.get(leave.remote(), timeout=30)
 
 
 def test_calls_beyond_max_pending_calls_are_refused_by_an_error() -> None:

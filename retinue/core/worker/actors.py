@@ -30,7 +30,7 @@ from retinue.core.wire.messages import (
     Unblocked,
 )
 from retinue.core.worker import context
-from retinue.core.worker.running import ActorExit, CallRunner, remote_traceback
+from retinue.core.worker.running import ActorExit, CallRunner, reason_to_leave, remote_traceback
 from retinue.core.worker.sync import EXIT, SyncExecutor
 
 logger = logging.getLogger(__name__)
@@ -191,8 +191,8 @@ class ThreadedActorExecutor(SyncActorExecutor):
         try:
             value = self._call(connection, running, call, payload)
             self._answer(connection, running, call, value, int((time.monotonic() - begin) * 1e6))
-        except ActorExit as error:
-            self._leave(str(error))
+        except SystemExit as error:
+            self._leave(reason_to_leave(error))
             self.wake()
         except BaseException as error:
             failed = type(error).__name__

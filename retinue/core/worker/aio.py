@@ -37,7 +37,7 @@ from retinue.core.wire.messages import (
 from retinue.core.worker import context
 from retinue.core.worker.actors import DEFAULT_GROUP, method_of
 from retinue.core.worker.order import FrameOrder
-from retinue.core.worker.running import ANSWERS_S, ActorExit, CallRunner, forget_frames
+from retinue.core.worker.running import ANSWERS_S, CallRunner, forget_frames, reason_to_leave
 from retinue.core.worker.sync import EXIT
 
 logger = logging.getLogger(__name__)
@@ -228,8 +228,10 @@ class AsyncActorExecutor:
                 raise asyncio.CancelledError
             value = await self._call(connection, running, call, payload)
             runner.reply(connection, call, value, int((time.monotonic() - begin) * 1e6), send)
-        except (ActorExit, AsyncioActorExit) as error:
+        except AsyncioActorExit as error:
             self._leave(str(error))
+        except SystemExit as error:
+            self._leave(reason_to_leave(error))
         except asyncio.CancelledError as error:
             failed = "CancelledError"
             forget_frames(error)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 import msgspec
 
 from retinue.core import references
+from retinue.core.client.arguments import ArgSlot
 from retinue.core.client.runtime import INLINE_LIMIT_BYTES, Runtime
-from retinue.core.client.submission import ArgSlot
 from retinue.core.errors import (
     ObjectLostError,
     RetinueError,
@@ -75,6 +77,21 @@ Send = Callable[[bytes], None]
 
 class ActorExit(SystemExit):
     """Raised by `exit_actor()`: ends the actor's process in order."""
+
+
+def reason_to_leave(error: SystemExit) -> str:
+    """Why an actor ends whose method raised this. Does not return for a code that means a crash.
+
+    As in Ray: `sys.exit(0)` is an exit on purpose, any other code lets the actor restart if it may.
+    """
+    if isinstance(error, ActorExit):
+        return str(error)
+    if error.code == 0:
+        return "sys.exit(0) was called"
+    traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(error.code & 0xFF if isinstance(error.code, int) else 1)
 
 
 class ArgumentLost(Exception):

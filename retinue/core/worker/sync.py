@@ -43,7 +43,7 @@ from retinue.core.wire.messages import (
 )
 from retinue.core.worker import context
 from retinue.core.worker.order import FrameOrder
-from retinue.core.worker.running import ActorExit, CallRunner, forget_frames, is_generator
+from retinue.core.worker.running import CallRunner, forget_frames, is_generator, reason_to_leave
 
 logger = logging.getLogger(__name__)
 
@@ -349,11 +349,13 @@ class SyncExecutor(WaitHook):
         try:
             value = self._call(connection, running, call, payload)
             self._answer(connection, running, call, value, int((time.monotonic() - begin) * 1e6))
-        except ActorExit as error:
-            self._leave(str(error))
         except BaseException as error:
-            failed = type(error).__name__
-            self._fail(connection, running, call, error, int((time.monotonic() - begin) * 1e6))
+            if isinstance(error, SystemExit) and self.facts.actor_spec is not None:
+                self.flush()
+                self._leave(reason_to_leave(error))
+            else:
+                failed = type(error).__name__
+                self._fail(connection, running, call, error, int((time.monotonic() - begin) * 1e6))
         finally:
             self.running = None
             self._started_at = 0.0
