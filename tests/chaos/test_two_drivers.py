@@ -26,7 +26,7 @@ CROWD = """
         time.sleep(0.01)
 
     retinue.init()
-    refs = [work.remote() for _ in range(100_000)]
+    refs = [work.remote() for _ in range(1_000_000)]
     retinue.wait(refs, num_returns=2)
     print("busy", flush=True)
     time.sleep(1000)
@@ -45,7 +45,7 @@ def test_a_second_driver_gets_its_share_beside_many_queued_tasks(
         print("sum", sum(retinue.get([one.remote(1) for _ in range(100)])), flush=True)
     """
     with DriverProcess(tmp_path, base, CROWD, "first") as first:
-        first.line("busy")
+        first.line("busy", timeout_s=60)
         with DriverProcess(tmp_path, base, script, "second") as second:
             assert second.line("sum", timeout_s=20) == "100"
             assert second.wait() == 0
