@@ -98,7 +98,7 @@ class AutoscalingContext:
 
     @cached_property
     def aggregated_metrics(self) -> dict[str, dict[Any, float]]:
-        """What `record_autoscaling_stats` returned: metric -> replica id -> value over the look-back period."""
+        """Of `record_autoscaling_stats`: metric -> replica id -> value over the look-back period."""
         return dict(_value(self._aggregated_metrics) or {})
 
     @cached_property
@@ -142,8 +142,8 @@ class AutoscalingConfig(StrictModel):
     """When replicas are added and removed. Delays and periods are in seconds.
 
     The wanted number is the number of ongoing and queued requests over `look_back_period_s`, divided by
-    `target_ongoing_requests`, within `min_replicas` and `max_replicas`. It is followed once it has been so for
-    `upscale_delay_s` or `downscale_delay_s` (for the last replica `downscale_to_zero_delay_s`, if set);
+    `target_ongoing_requests`, within `min_replicas` and `max_replicas`. It is followed once it has been so
+    for `upscale_delay_s` or `downscale_delay_s` (for the last replica `downscale_to_zero_delay_s`, if set);
     `upscaling_factor` and `downscaling_factor` (1 if None) multiply each step.
     """
 

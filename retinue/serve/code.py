@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from retinue import cloudpickle
 from retinue.serve.models import StrictModel, check_import_path, import_attribute
@@ -22,9 +22,8 @@ OWN_PACKAGE = "retinue."
 
 
 class CodeReference(StrictModel):
-    """A model with one field that names code (`_reference_field`), and the pickled code once it is embedded."""
+    """A model with one field that names code (`_reference_field`), and its definition once embedded."""
 
-    model_config = ConfigDict(frozen=False)
     _reference_field: ClassVar[str]
 
     definition: bytes = Field(default=b"", repr=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -41,16 +41,21 @@ __all__ = [
     "BackpressureConfig",
     "ControllerOptions",
     "DeploymentConfig",
+    "DeploymentOptions",
     "EncodingType",
     "HTTPOptions",
     "LoggingConfig",
     "ProxyLocation",
     "RequestRouterConfig",
+    "TracingConfig",
     "gRPCOptions",
 ]
 
 DEFAULT_REQUEST_ROUTER = "retinue.serve.request_router:PowerOfTwoChoicesRequestRouter"
 MAX_REPLICAS_PER_NODE = 100
+NUM_REPLICAS_AND_AUTOSCALING = (
+    "num_replicas and autoscaling_config exclude each other; leave num_replicas out, or say 'auto'"
+)
 LOG_RECORD_ATTRIBUTES = frozenset(
     {
         *(
@@ -164,31 +169,34 @@ class TracingConfig(StrictModel):
     sampling_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
 
 
-class DeploymentConfig(StrictModel):
-    """All options of one deployment, checked. Periods and timeouts are in seconds.
+class DeploymentOptions(StrictModel):
+    """The options that code and config file share. Periods and timeouts are in seconds."""
 
-    What restarts nothing when it changes: everything here except the placement group's fields. Where
-    `autoscaling_config` is set, `num_replicas` is None.
-    """
-
-    num_replicas: NonNegativeInt | None = 1
-    max_ongoing_requests: PositiveInt = 5
+    max_ongoing_requests: PositiveInt = Field(default=5, description="Of each replica, from all callers.")
     max_queued_requests: StrictInt = Field(default=1000, description="Per router; -1: no limit.")
     max_queue_wait_s: PositiveFloat | None = Field(
         default=None, description="Requests that would wait longer are refused at once. Null: by number only."
     )
     backpressure_config: BackpressureConfig = Field(default_factory=BackpressureConfig)
-    user_config: Any = None
+    user_config: Any = Field(default=None, description="Given to the deployment's method `reconfigure`.")
     autoscaling_config: AutoscalingConfig | None = None
-    graceful_shutdown_timeout_s: NonNegativeFloat = 20.0
+    graceful_shutdown_timeout_s: NonNegativeFloat = Field(
+        default=20.0, description="How long a stopping replica may work on what it has accepted."
+    )
     graceful_shutdown_wait_loop_s: NonNegativeFloat = 2.0
     health_check_period_s: PositiveFloat = 10.0
     health_check_timeout_s: PositiveFloat = 30.0
     request_router_config: RequestRouterConfig = Field(default_factory=RequestRouterConfig)
     logging_config: LoggingConfig | None = None
-    max_constructor_retry_count: PositiveInt = 20
-    rolling_update_percentage: float = Field(default=0.2, gt=0.0, le=1.0)
-    max_surge_percent: int = Field(default=25, ge=0, le=100)
+    max_constructor_retry_count: PositiveInt = Field(
+        default=20, description="How often constructors may fail before the deployment counts as failed."
+    )
+    rolling_update_percentage: float = Field(
+        default=0.2, gt=0.0, le=1.0, description="The fraction of replicas that is updated at a time."
+    )
+    max_surge_percent: int = Field(
+        default=25, ge=0, le=100, description="Extra replicas during an update; at least one unless 0."
+    )
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=MAX_REPLICAS_PER_NODE)
     placement_group_bundles: list[dict[str, float]] | None = None
     placement_group_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] | None = None
@@ -214,31 +222,47 @@ class DeploymentConfig(StrictModel):
         if not value:
             raise ValueError("placement_group_bundles must hold at least one bundle")
         for index, bundle in enumerate(value):
-            if not bundle or not any(bundle.values()) or min(bundle.values()) < 0:
-                raise ValueError(f"bundle {index} must ask for some resource, and for none below 0: {bundle}")
+            if not any(bundle.values()) or min(bundle.values()) < 0:
+                raise ValueError(f"bundle {index} must ask for some resource, none below 0: {bundle}")
         return value
 
     @model_validator(mode="after")
-    def _options_fit_together(self) -> DeploymentConfig:
+    def _options_do_not_collide(self) -> Self:
         bundles, selectors = self.placement_group_bundles, self.placement_group_bundle_label_selector
-        if bundles is None:
+        if bundles is not None and self.max_replicas_per_node is not None:
+            raise ValueError("max_replicas_per_node and placement_group_bundles exclude each other")
+        if bundles is not None and selectors is not None and len(selectors) not in (1, len(bundles)):
+            raise ValueError(
+                "placement_group_bundle_label_selector holds one selector for all bundles or one for each; "
+                f"there are {len(selectors)} for {len(bundles)} bundles"
+            )
+        return self
+
+
+class DeploymentConfig(DeploymentOptions):
+    """All options of one deployment, complete. With `autoscaling_config`, `num_replicas` is None.
+
+    What restarts no replica when it changes: everything here except the placement group's fields.
+    """
+
+    num_replicas: NonNegativeInt | None = 1
+
+    @model_validator(mode="after")
+    def _options_are_complete(self) -> Self:
+        if self.placement_group_bundles is None:
             for name in ("placement_group_strategy", "placement_group_bundle_label_selector"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} needs placement_group_bundles")
-        elif self.max_replicas_per_node is not None:
-            raise ValueError("max_replicas_per_node and placement_group_bundles exclude each other")
-        elif selectors is not None and len(selectors) not in (1, len(bundles)):
-            raise ValueError(
-                f"placement_group_bundle_label_selector holds one selector for all bundles or one for each; "
-                f"there are {len(selectors)} for {len(bundles)} bundles"
-            )
-        if self.autoscaling_config is not None and "num_replicas" not in self.model_fields_set:
+        if self.autoscaling_config is None:
+            self.num_replicas = 1 if self.num_replicas is None else self.num_replicas
+        elif self.num_replicas is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError(NUM_REPLICAS_AND_AUTOSCALING)
+        else:
             self.num_replicas = None
-        if self.autoscaling_config is not None and self.num_replicas is not None:
-            raise ValueError(
-                "num_replicas and autoscaling_config exclude each other; "
-                "leave num_replicas out, or say 'auto'"
-            )
-        if self.autoscaling_config is None and self.num_replicas is None:
-            self.num_replicas = 1
         return self
+
+    def embed_code(self) -> None:
+        """Put the user's policy and router into the config itself, for processes that cannot import them."""
+        self.request_router_config.embed()
+        if self.autoscaling_config is not None:
+            self.autoscaling_config.policy.embed()

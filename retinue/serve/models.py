@@ -50,7 +50,7 @@ def _told(detail: Any, model: type[BaseModel]) -> InitErrorDetails:
     told: dict[str, Any] = {"type": kind, "loc": loc, "input": detail["input"]}
     if kind == "extra_forbidden" and len(loc) == 1:
         text = f"unknown key {loc[0]!r} of {model.__name__}{hint(loc[0], model.model_fields)}"
-        told["type"] = PydanticCustomError(UNKNOWN_KEY, cast(Any, text.replace("{", "{{")))
+        told["type"] = PydanticCustomError(UNKNOWN_KEY, cast(Any, text))
     elif kind == UNKNOWN_KEY:
         told["type"] = PydanticCustomError(UNKNOWN_KEY, detail["msg"])
     elif "ctx" in detail:
@@ -82,8 +82,8 @@ def split_import_path(path: str) -> tuple[str, str, str]:
 def import_attribute(path: str) -> Any:
     """What an import path names.
 
-    Raises ValueError for what is none, ModuleNotFoundError and what importing raises, and AttributeError naming
-    the nearest name that the module has.
+    Raises ValueError for what is none, ModuleNotFoundError and what importing raises, and AttributeError
+    naming the nearest name that the module has.
     """
     name, _, attribute = split_import_path(check_import_path(path))
     thing = importlib.import_module(name)
