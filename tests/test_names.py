@@ -48,3 +48,10 @@ def test_an_actor_class_is_no_base() -> None:
 
         class Derived(Base):  # type: ignore[misc, valid-type]
             pass
+
+
+def test_a_name_of_rays_says_how_it_is_spelled_here() -> None:
+    with pytest.raises(AttributeError, match=r"retinue\.exceptions\.RetinueTaskError"):
+        _ = exceptions.RayTaskError
+    with pytest.raises(AttributeError, match="has no attribute 'RayNoSuchError'"):
+        _ = exceptions.RayNoSuchError
