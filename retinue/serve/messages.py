@@ -108,8 +108,9 @@ class RouteTable(Struct, frozen=True):
 #   stream("handle")   body: CallHead | payload -> items, each a payload
 #   call("grpc"), stream("grpc"), exchange("grpc")   first body or item: GrpcHead | request message
 #   stream("events")   -> msgpack of ReplicaEvent, for as long as the router lives
-#   call("leave")      body: b"" -> b"": the router has no waiting requests any more; no more notices, and what
-#                      is held for it is free. Neither admitted nor counted (see routing.admission)
+#   call("leave")      the router has nothing waiting any more: no notices -> b""
+#   call("leave")      body: b"" -> b"": the router has no waiting requests any more; no more notices, and
+#                      what is held for it is free. Neither admitted nor counted (see routing.admission)
 # Methods of the controller's door:
 #   call("router_stats")  body: msgpack of RouterStats -> b""
 #   call("replica_stats") body: msgpack of ReplicaStats -> b""
@@ -209,6 +210,18 @@ class ReplicaStats(Struct, array_like=True, gc=False):
     replica_id: str
     ongoing: int
     custom: dict[str, float] = {}
+
+
+class ReplicaStarted(Struct, frozen=True):
+    """What a replica says of itself once its constructor has returned and its door is open."""
+
+    address: Address
+    node_id: str
+    pid: int
+    is_asgi: bool = False
+    docs_path: str = ""
+    log_file: str = ""
+    model_ids: list[str] = []
 
 
 # --- what is deployed
