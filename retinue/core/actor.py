@@ -178,7 +178,7 @@ class ActorClass(Generic[T]):
         if options.get("get_if_exists") and not name:
             raise ValueError("get_if_exists needs a name")
         key, blob = self._export(runtime)
-        prepared = runtime.tasks.prepare(args, kwargs, outlives=detached)
+        prepared = runtime.arguments.prepare(args, kwargs, outlives=detached)
         env = runtime.worker_env
         if options.get("runtime_env"):
             env = extend(env, validated(options["runtime_env"]))

@@ -41,7 +41,7 @@ def make_call(
 
     Returns one ObjectRef, a list of them, None, or an ObjectRefGenerator.
     """
-    prepared = runtime.tasks.prepare(args, kwargs)
+    prepared = runtime.arguments.prepare(args, kwargs)
     task_id = runtime.ids.task_id()
     options = plan.call_options
     if prepared.args_object is not None or (options is not None and plan.retries):

@@ -158,7 +158,7 @@ class Driver:
         sock, _ = endpoints.connect(agent, agent.node_id, runtime.token)
         connection = Connection(runtime.io, sock, self._on_agent_message, self._agent_lost)
         runtime.agent = connection
-        runtime.tasks.use_agent(agent, connection)
+        runtime.leases.use_agent(agent, connection)
         connection.send(Hello("agent", runtime.address, runtime.job_id))
         runtime.io.watch(connection, add=select.EPOLLIN)
         request = RegisterProcess(
@@ -180,7 +180,7 @@ class Driver:
 
     def _on_agent_message(self, connection: Connection, message: Any, payload: bytes) -> None:
         runtime = self.runtime
-        if runtime.tasks.on_agent_message(connection, message, payload):
+        if runtime.leases.on_agent_message(connection, message, payload):
             return
         kind = type(message)
         if kind is LogLines:
@@ -200,7 +200,7 @@ class Driver:
         if not self.runtime.is_stopping:
             logger.error("the node agent is gone: tasks and objects of this node are lost")
             error = NodeDiedError("this process's node agent died")
-            self.runtime.tasks.agent_lost(error)
+            self.runtime.leases.agent_lost(error)
             self.runtime.fail_all(error)
 
     def _close_runtime(self) -> None:

@@ -138,7 +138,7 @@ class RemoteFunction(Generic[P, R]):
         shape = Shape(
             option_rules.resources_of(options, default_cpus=1), env, option_rules.strategy_of(options)
         )
-        pool = runtime.tasks.pool_for(shape, msgspec.msgpack.encode(shape))
+        pool = runtime.leases.pool_for(shape, msgspec.msgpack.encode(shape))
         template = _Template(runtime, self._export(runtime), pool)
         num_returns: Any = options.get("num_returns")
         if num_returns is None:

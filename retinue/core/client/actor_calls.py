@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retinue.core.client.actors import ALIVE, DEAD, ActorQueue
+from retinue.core.client.arguments import DependencyFailed, DependencyPending, Prepared
 from retinue.core.client.peers import open_connection
-from retinue.core.client.submission import DependencyFailed, DependencyPending, Prepared, task_name
+from retinue.core.client.replies import task_name
 from retinue.core.client.tasks import TaskRecord, call_frame
 from retinue.core.errors import ActorDiedError, ActorUnavailableError, PendingCallsLimitExceeded
 from retinue.core.serialization import deserialize, serialize_error
@@ -77,7 +78,7 @@ class ActorCaller:
             def send(task: TaskRecord) -> None:
                 self._send_creation(spec, definition, prepared)
 
-            if not runtime.tasks.await_dependencies(waiting, send):
+            if not runtime.arguments.await_dependencies(waiting, send):
                 send(waiting)
             return None
         if prepared.slots:  # as a task would wait: its CPU may be what the arguments need
@@ -124,7 +125,7 @@ class ActorCaller:
         """The message and payload. Raises the error of a constructor argument that failed."""
         task = TaskRecord(spec.actor_id, None, "__init__", slots=prepared.slots)
         with self._runtime.lock:
-            found = self._runtime.tasks.dependencies(task)
+            found = self._runtime.arguments.dependencies(task)
         tail = msgspec.msgpack.encode(found) if found else b""
         return CreateActor(0, spec, len(definition), get_if_exists), definition + prepared.args + tail
 
@@ -247,7 +248,7 @@ class ActorCaller:
         if failed:
             blob = self._death_blob(queue)
             for task in failed:
-                self._runtime.tasks._finish_with_blob(task, blob)
+                self._runtime.replies.finish_with_blob(task, blob)
         if must_connect:
             self._connect(queue, info)
         if info.state == DEAD:
@@ -287,7 +288,7 @@ class ActorCaller:
                     failed = queue.connected(connection, incarnation)
             for task in failed:
                 message = f"the connection to actor {queue.class_name} broke during the call"
-                self._runtime.tasks.fail(task, ActorUnavailableError(message, queue.actor_id.hex()))
+                self._runtime.replies.fail(task, ActorUnavailableError(message, queue.actor_id.hex()))
             if stale:
                 connection.on_close = _ignore
                 connection.lost()
@@ -320,7 +321,7 @@ class ActorCaller:
         runtime = self._runtime
         queue: ActorQueue = task.pool
         if task.slots:
-            runtime.tasks.await_dependencies(task, lambda t: self.drain(queue))
+            runtime.arguments.await_dependencies(task, lambda t: self.drain(queue))
         failed = False
         with runtime.lock:
             if queue.state == DEAD:
@@ -328,7 +329,7 @@ class ActorCaller:
             elif queue.submit(task):
                 self._send(queue, [task], is_busy=len(queue.in_flight) > 1)
         if failed:
-            runtime.tasks._finish_with_blob(task, self._death_blob(queue))
+            runtime.replies.finish_with_blob(task, self._death_blob(queue))
             return
         runtime.submitted(queue.conn)
 
@@ -350,10 +351,10 @@ class ActorCaller:
         frames = []
         for task in tasks:
             try:
-                dependencies = self._runtime.tasks.dependencies(task) if task.slots else None
+                dependencies = self._runtime.arguments.dependencies(task) if task.slots else None
             except DependencyFailed as error:
                 queue.in_flight.pop(task.task_id, None)
-                finish = self._runtime.tasks._finish_with_blob
+                finish = self._runtime.replies.finish_with_blob
                 self._runtime.io.post(functools.partial(finish, task, error.blob))
                 continue
             except DependencyPending:  # lost since it was ready: it waits again, before those behind it
@@ -369,7 +370,7 @@ class ActorCaller:
             queue.conn.send_frame(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _await_again(self, queue: ActorQueue, task: TaskRecord) -> None:
-        if not self._runtime.tasks.await_dependencies(task, lambda _: self.drain(queue)):
+        if not self._runtime.arguments.await_dependencies(task, lambda _: self.drain(queue)):
             task.unready = 0
             self.drain(queue)
 
@@ -377,7 +378,7 @@ class ActorCaller:
         queue: ActorQueue = connection.context
         runtime = self._runtime
         if type(message) is Reply:
-            may_retry = message.status == REPLY_ERROR and runtime.tasks.may_retry(
+            may_retry = message.status == REPLY_ERROR and runtime.replies.may_retry(
                 queue.in_flight.get(message.task_id), payload
             )
             with runtime.lock:
@@ -390,7 +391,7 @@ class ActorCaller:
                     task.conn = None
                     queue.orphans.append(task)
                     return
-                waiters = runtime.tasks.complete(task, message, payload, may_retry=may_retry)
+                waiters = runtime.replies.complete(task, message, payload, may_retry=may_retry)
                 effects = runtime.table.take_effects()
             for wake in waiters:
                 wake()
@@ -448,7 +449,7 @@ class ActorCaller:
             task.retries_left = 0
             waiting = queue.cancel_waiting(task.task_id)
         if waiting is not None:
-            runtime.tasks.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
+            runtime.replies.fail(task, runtime.cancelled_error(task.task_id, task_name(task)))
         elif queue.address is not None:
             runtime.ownership.send_cancel(queue.address, task.task_id, force=False, recursive=recursive)
 

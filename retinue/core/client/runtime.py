@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from retinue.core import references
 from retinue.core.client.actor_calls import ActorCaller
+from retinue.core.client.arguments import Arguments
 from retinue.core.client.call_sites import make_ids, wanted_call_sites
 from retinue.core.client.head import HeadClient
+from retinue.core.client.leasing import LeaseClient
 from retinue.core.client.ownership import OwnershipService
 from retinue.core.client.peers import Peers
+from retinue.core.client.replies import Replies
 from retinue.core.client.store import NOBODY, StoreClient
 from retinue.core.client.submission import TaskSubmitter
 from retinue.core.errors import (
@@ -150,6 +153,9 @@ class Runtime:
         self.ownership = OwnershipService(self)
         self.metrics = MetricsReporter.of(self)
         self.tickers.append(self.metrics.tick)
+        self.arguments = Arguments(self)
+        self.replies = Replies(self)
+        self.leases = LeaseClient(self)
         self.tasks = TaskSubmitter(self)
         self.actors = ActorCaller(self)
 
@@ -173,7 +179,7 @@ class Runtime:
             extension.stop()
         self.head.close()
         self.peers.close()
-        self.tasks.close()
+        self.leases.close()
         if self.agent is not None:
             self.agent.on_close = _ignore
             self.agent.lost()
@@ -232,22 +238,22 @@ class Runtime:
             connection = self.direct_by_fd.get(fd)
             if connection is not None:
                 connection.try_receive()
-        if self.tasks.is_busy() or self.actors.is_busy():
+        if self.leases.is_busy() or self.actors.is_busy():
             self._busy_until = now + LINGER_S
         if now < self._busy_until:
             interval = threads.LOOK_INTERVAL_S
-        self.tasks.tick(now)
+        self.leases.tick(now)
         if now - self._last_housekeeping >= HOUSEKEEPING_S:
             self._last_housekeeping = now
             self._housekeeping(now)
-        if self.tasks.has_leases():
+        if self.leases.has_leases():
             interval = min(interval, HOUSEKEEPING_S)
         for ticker in self.tickers:
             interval = min(interval, ticker(now))
         return interval
 
     def _housekeeping(self, now: float) -> None:
-        self.tasks.return_idle_leases(now)
+        self.leases.return_idle_leases(now)
         self.store.tick(now)
         if self._watch_until and now > self._watch_until:
             self._watch_until = 0.0

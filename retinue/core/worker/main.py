@@ -96,7 +96,7 @@ class Worker:
         sock, _ = endpoints.connect(start.agent, start.node_id, start.token)
         agent = Connection(runtime.io, sock, self._on_agent_message, self._agent_lost)
         runtime.agent = agent
-        runtime.tasks.use_agent(start.agent, agent)
+        runtime.leases.use_agent(start.agent, agent)
         agent.send(Hello("agent", self.address, start.env.job_id))
         runtime.io.watch(agent, add=select.EPOLLIN)
         request = RegisterProcess(0, self.address, os.getpid(), "worker", start.env.job_id, start.start_token)
@@ -148,7 +148,7 @@ class Worker:
     # --- the agent's messages, on the I/O thread
 
     def _on_agent_message(self, connection: Connection, message: Any, payload: bytes) -> None:
-        if self.runtime.tasks.on_agent_message(connection, message, payload):
+        if self.runtime.leases.on_agent_message(connection, message, payload):
             return
         kind = type(message)
         if kind is BecomeActor:
