@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar
 
+import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 from pydantic import Field, model_validator
 
-from retinue import cloudpickle
 from retinue.serve.models import StrictModel, check_import_path, import_attribute
 
 OWN_PACKAGE = "retinue."

@@ -7,12 +7,9 @@ becomes (`http_status`). All can be pickled. Lives here: the classes. Does not: 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retinue.exceptions import RetinueError, TaskCancelledError
-
-if TYPE_CHECKING:
-    import grpc
 
 
 class RetinueServeException(RetinueError):
@@ -118,7 +115,7 @@ class gRPCStatusError(RetinueServeException):
     def __init__(
         self,
         original_exception: BaseException,
-        code: grpc.StatusCode | None = None,
+        code: Any = None,
         details: str | None = None,
     ) -> None:
         super().__init__(original_exception, code, details)
@@ -131,7 +128,8 @@ class gRPCStatusError(RetinueServeException):
         return self._original_exception
 
     @property
-    def grpc_code(self) -> grpc.StatusCode | None:
+    def grpc_code(self) -> Any:
+        """The grpc.StatusCode, or None."""
         return self._code
 
     @property

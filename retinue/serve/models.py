@@ -58,6 +58,24 @@ def _told(detail: Any, model: type[BaseModel]) -> InitErrorDetails:
     return cast(InitErrorDetails, told)
 
 
+def explain(error: ValidationError) -> list[str]:
+    """A line for each thing that is wrong: where, and what."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        text = detail["msg"].removeprefix("Value error, ")
+        where = show_path(detail["loc"])
+        if detail["type"] not in (UNKNOWN_KEY, "value_error", "missing"):
+            text = f"{text[:1].lower()}{text[1:]}, got {detail['input']!r}"
+        lines.append(f"{where}: {text}" if where else text)
+    return lines
+
+
+def show_path(path: Iterable[int | str]) -> str:
+    """`applications[0].name`"""
+    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return shown.removeprefix(".")
+
+
 def check_json(name: str, value: Any) -> Any:
     """The value, if JSON can hold it; else ValueError."""
     try:
