@@ -76,6 +76,8 @@ class Agent:
         gpus = gpus or NvmlGpus()
         total = node_resources(config, gpus)
         names = device_ids(gpus.gpus(), os.environ) if GPU in total else []
+        self._short_share = memory.threshold(os.environ)
+        self._memory_limit = int(knobs.get("memory_limit", 0))  # of all workers together; 0 = the machine's
         self._accelerator_ids = {GPU: names} if names else {}
         cpus = int(total.get(CPU, 0)) or 1
         self._prestart = min(cpus, int(knobs.get("prestart", MAX_PRESTART)))
@@ -501,7 +503,8 @@ class Agent:
         if not leased:
             return
         machine = memory.machine_usage()
-        if machine.share < memory.WATCH_SHARE and not has_limits:
+        watched = self._memory_limit or machine.share >= self._short_share - memory.UNWATCHED_SHARE
+        if not watched and not has_limits:
             return
         usages = []
         for process, lease in leased:
@@ -515,8 +518,13 @@ class Agent:
                     limit // UNIT if limit is not None else None,
                     is_retriable=actor is None or actor.spec.max_restarts != 0,
                     since=lease.granted_at if lease is not None else process.started_at,
+                    is_idle=lease is None,
                 )
             )
-        for end in memory.decide(machine, usages):
+        if self._memory_limit:
+            machine = max(
+                machine, memory.node_usage(usages, self._memory_limit), key=lambda usage: usage.share
+            )
+        for end in memory.decide(machine, usages, short_share=self._short_share):
             logger.warning("ending worker %s: %s", end.worker_id.hex()[:12], end.reason)
             self.processes.end(end.worker_id, end.reason, is_forced=True, is_intended=False)

@@ -6,14 +6,16 @@ reading /proc and the cgroup. Does not: ending workers (`processes`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
+# Of the machine's memory, or of the container's: above it, it is short.
+THRESHOLD_VARIABLE = "RETINUE_MEMORY_USAGE_THRESHOLD"
 SHORT_SHARE = 0.95
-# Below this share nobody's memory is looked at, unless some worker has a limit of its own.
-WATCH_SHARE = 0.80
+# So much below it nobody's memory is looked at yet, unless some worker has a limit of its own.
+UNWATCHED_SHARE = 0.15
 LOOK_INTERVAL_S = 0.25
 _PAGE = 4096
 
@@ -25,13 +27,17 @@ class WorkerUsage(Struct, frozen=True):
     limit_bytes: int | None  # the `memory` it was granted
     is_retriable: bool
     since: float  # when its lease began
+    is_idle: bool = (
+        False  # no lease has it: its end would free little, and objects of its own would go with it
+    )
 
 
 class MachineUsage(Struct, frozen=True):
-    """The tightest of the machine and the cgroups above us."""
+    """The tightest of the machine, the cgroups above us, and what the node was given."""
 
     used_bytes: int
     limit_bytes: int
+    name: str = "the machine"
 
     @property
     def share(self) -> float:
@@ -43,7 +49,18 @@ class EndForMemory(Struct, frozen=True):
     reason: str
 
 
-def decide(machine: MachineUsage, workers: Sequence[WorkerUsage]) -> list[EndForMemory]:
+def threshold(environ: Mapping[str, str]) -> float:
+    """The share above which memory is short. Raises ValueError."""
+    text = environ.get(THRESHOLD_VARIABLE, "")
+    share = float(text) if text else SHORT_SHARE
+    if not 0 < share <= 1:
+        raise ValueError(f"{THRESHOLD_VARIABLE} is a share between 0 and 1, not {text!r}")
+    return share
+
+
+def decide(
+    machine: MachineUsage, workers: Sequence[WorkerUsage], *, short_share: float = SHORT_SHARE
+) -> list[EndForMemory]:
     """Everyone above its own limit; else, if the machine is short, the newest that may be run again."""
     over = [
         EndForMemory(
@@ -53,14 +70,14 @@ def decide(machine: MachineUsage, workers: Sequence[WorkerUsage]) -> list[EndFor
         for w in workers
         if w.limit_bytes is not None and w.private_bytes > w.limit_bytes
     ]
-    if over or not workers or machine.share < SHORT_SHARE:
+    if over or not workers or machine.share < short_share:
         return over
-    victim = max(workers, key=lambda w: (w.is_retriable, w.since))
+    victim = max(workers, key=lambda w: (not w.is_idle, w.is_retriable, w.since))
     largest = sorted(workers, key=lambda w: -w.private_bytes)[:3]
     users = ", ".join(f"{w.name or w.worker_id.hex()[:12]} {_mib(w.private_bytes)}" for w in largest)
     kind = "retriable worker" if victim.is_retriable else "worker"
     reason = (
-        f"out of memory: the machine uses {_mib(machine.used_bytes)} of {_mib(machine.limit_bytes)}, and "
+        f"out of memory: {machine.name} uses {_mib(machine.used_bytes)} of {_mib(machine.limit_bytes)}, and "
         f"this was the newest {kind}, with {_mib(victim.private_bytes)}; the largest were {users}"
     )
     return [EndForMemory(victim.worker_id, reason)]
@@ -80,6 +97,11 @@ def private_bytes(pid: int, root: Path = Path("/")) -> int:
         return (int(fields[1]) - int(fields[2])) * _PAGE
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def node_usage(workers: Sequence[WorkerUsage], limit_bytes: int) -> MachineUsage:
+    """Of a node that shares its machine with others: what its workers use of what it may use."""
+    return MachineUsage(sum(w.private_bytes for w in workers), limit_bytes, "the node")
 
 
 def machine_usage(root: Path = Path("/")) -> MachineUsage:
