@@ -5,6 +5,7 @@ Lives here: one variable and its access. Does not: how a driver connects (`drive
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +18,8 @@ _runtime: Runtime | None = None
 _pid = 0
 _lock = threading.Lock()
 _auto_init: Callable[[], object] | None = None
+# Sets `_auto_init` when it is imported, which a script that never names `init` does not do before.
+_DRIVER = "retinue.core.driver"
 
 
 def set_runtime(runtime: Runtime | None) -> None:
@@ -45,6 +48,8 @@ def get_runtime() -> Runtime:
         return runtime
     with _lock:
         if _runtime is None:
+            if _auto_init is None:
+                importlib.import_module(_DRIVER)
             assert _auto_init is not None
             _auto_init()
     assert _runtime is not None
