@@ -498,7 +498,9 @@ class Agent:
 
     def _look_at_memory(self) -> None:
         table = self.leasing.table
-        leased = [(p, table.lease_of(p.worker_id)) for p in self.processes if p.kind == WORKER and p.pid]
+        leased = [
+            (p, table.lease_of(p.worker_id)) for p in self.processes if p.kind == WORKER and p.is_registered
+        ]
         has_limits = any(lease is not None and MEMORY in lease.allocation.units for _, lease in leased)
         if not leased:
             return

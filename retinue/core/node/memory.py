@@ -27,9 +27,7 @@ class WorkerUsage(Struct, frozen=True):
     limit_bytes: int | None  # the `memory` it was granted
     is_retriable: bool
     since: float  # when its lease began
-    is_idle: bool = (
-        False  # no lease has it: its end would free little, and objects of its own would go with it
-    )
+    is_idle: bool = False  # without a lease: its end would free little, and objects of its own would go too
 
 
 class MachineUsage(Struct, frozen=True):

@@ -3,7 +3,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from retinue.core.node.memory import MachineUsage, WorkerUsage, decide, machine_usage, private_bytes
+import pytest
+
+from retinue.core.node.memory import (
+    MachineUsage,
+    WorkerUsage,
+    decide,
+    machine_usage,
+    node_usage,
+    private_bytes,
+    threshold,
+)
 
 MIB = 1 << 20
 CALM, SHORT = MachineUsage(50, 100), MachineUsage(96, 100)
@@ -34,6 +44,25 @@ def test_the_newest_retriable_worker_ends_when_the_machine_is_short() -> None:
     (end,) = decide(SHORT, workers)
     assert end.worker_id == b"new"
     assert "the largest were old 900 MiB" in end.reason
+
+
+def test_an_idle_worker_is_not_the_newest_while_others_run() -> None:
+    idle = WorkerUsage(b"idle", "", 10 * MIB, None, is_retriable=True, since=9.0, is_idle=True)
+    assert [end.worker_id for end in decide(SHORT, [worker("a", 1, is_retriable=False), idle])] == [b"a"]
+    assert [end.worker_id for end in decide(SHORT, [idle])] == [b"idle"]
+
+
+def test_the_threshold_and_the_nodes_own_limit_decide_what_is_short() -> None:
+    assert threshold({}) == 0.95
+    assert threshold({"RETINUE_MEMORY_USAGE_THRESHOLD": "0.5"}) == 0.5
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        threshold({"RETINUE_MEMORY_USAGE_THRESHOLD": "0"})
+    workers = [worker("a", 30), worker("b", 30, since=1.0)]
+    usage = node_usage(workers, 100 * MIB)
+    assert decide(usage, workers, short_share=0.7) == []
+    (end,) = decide(usage, workers, short_share=0.6)
+    assert end.worker_id == b"b"
+    assert "the node uses 60 MiB of 100 MiB" in end.reason
 
 
 def test_the_newest_ends_where_none_is_retriable() -> None:
