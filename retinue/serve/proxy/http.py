@@ -1,0 +1,406 @@
+"""HTTP/1.1 on the proxy's connections: uvicorn's protocol, with a shorter way for small requests.
+
+uvicorn starts an ASGI task as soon as it has a request's head. Here a request whose body is there, or will
+be soon, is held back until it is complete; then it goes to the replica as one frame, and a complete answer
+leaves in one write (39,400 requests/s against 28,800 the ASGI way, both with all features). Uploads,
+websockets, and what is none of an application's go the ASGI way, `AsgiSide`.
+
+The class leans on names of uvicorn that are not promised: `pyproject.toml` fixes its minor version, and
+tests run every case both ways.
+
+Lives here: when a request begins, how its answer is written, time-outs of connections, what happens when a
+client leaves. Does not: routing (`routing`), what errors mean (`answers`), the listening socket (`server`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from retinue.serve.messages import HttpHead, HttpResponseHead, Route, pack, unpack
+from retinue.serve.proxy import answers
+from retinue.serve.proxy.answers import Answer
+from retinue.serve.proxy.requests import (
+    CONTENT_LENGTH,
+    EXPECT,
+    KNOWN_HEADERS,
+    BadHeaderError,
+    Passage,
+)
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from retinue.serve.proxy.server import HttpServer
+    from retinue.serve.routing.router import RequestMeta
+    from retinue.serve.routing.streams import RoutedStream
+
+# Bodies up to this size go in one piece, above it they are streamed.
+SMALL_BODY_BYTES = 1024 * 1024
+_BODILESS = frozenset((204, 304))
+_NAME_IS_BAD = HEADER_RE.search
+_VALUE_IS_BAD = HEADER_VALUE_RE.search
+
+
+class ProxyProtocol(HttpToolsProtocol):
+    """One connection of a client."""
+
+    def __init__(
+        self, config: Config, server_state: ServerState, proxy: HttpServer, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(config, server_state, {}, loop)
+        self.access_log = False  # uvicorn's; ours knows more
+        self.proxy = proxy
+        self.known: dict[bytes, bytes] = {}
+        self._held: RequestResponseCycle | None = None  # a request whose body is not complete
+        self._task: asyncio.Task[None] | None = None  # what answers the present request, the short way
+        self._passage: Passage | None = None
+        self._head_bytes = 0
+        self._is_told = False
+        self.deadline = time.monotonic() + proxy.limits.header_timeout_s  # for the client's next step
+
+    # --- the connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._held = None
+        task, passage = self._task, self._passage
+        if task is not None and passage is not None and not passage.ignores_disconnect:
+            task.cancel()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.known = self.scope["known"] = {}  # type: ignore[typeddict-unknown-key]
+        self._head_bytes = 0
+        self._expect_within(self.proxy.limits.header_timeout_s, is_told=True)
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in KNOWN_HEADERS:
+            self.known[name] = value
+            if name == EXPECT and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+        self.headers.append((name, value))
+        self._count_head(len(name) + len(value) + 4)
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.proxy.limits.max_header_bytes:
+            raise _HeadTooLargeError
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.deadline = 0.0
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserCallbackError as error:
+            if isinstance(error.__context__, _HeadTooLargeError):
+                self._refuse(Answer(431, b"the request's head is too large\n"))
+            else:
+                self.logger.error("a request could not be read", exc_info=error)
+                self.transport.close()
+        except httptools.HttpParserError:
+            self._refuse(Answer(400, b"this is not HTTP/1.1\n"))
+        else:
+            if self._held is not None:
+                self._look_at_held(self._held)
+
+    def _refuse(self, answer: Answer) -> None:
+        """Say why, and close: there is no request to answer."""
+        text = [
+            STATUS_LINE[answer.status],
+            *(name + b": " + value + b"\r\n" for name, value in answer.headers),
+            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(answer.body),
+            answer.body,
+        ]
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(b"".join(text))
+        self.transport.close()
+
+    # --- when a request begins
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """The head is there and earlier requests are answered: begin now, or once the body is there."""
+        if cycle.more_body:
+            self._held = cycle
+            self._expect_within(self.proxy.limits.body_timeout_s, is_told=True)
+        else:
+            self._begin(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if self._held is not None and self._held is self.cycle:
+            self.cycle.body += body
+        else:
+            super().on_body(body)
+        if self.deadline:
+            self._expect_within(self.proxy.limits.body_timeout_s, is_told=True)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.deadline = 0.0
+        cycle = self._held
+        if cycle is not None and not cycle.more_body:
+            self._held = None
+            self._begin(cycle)
+
+    def _look_at_held(self, cycle: RequestResponseCycle) -> None:
+        """A body that is not complete: wait for a small one of known size, stream any other."""
+        length = self.known.get(CONTENT_LENGTH)
+        limit = self.proxy.limits.max_body_bytes
+        if length is not None and int(length) > limit:
+            self._held = None
+            self.flow.pause_reading()
+            self._begin(cycle, answers.too_large(limit))
+        elif length is None or int(length) > SMALL_BODY_BYTES or len(cycle.body) > SMALL_BODY_BYTES:
+            self._held = None
+            if cycle.body:
+                cycle.message_event.set()  # what came while it was held
+            super()._start_asgi_task(cycle, self.app)
+        elif cycle.waiting_for_100_continue:
+            cycle.waiting_for_100_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _begin(self, cycle: RequestResponseCycle, answer: Answer | None = None) -> None:
+        """A complete request (or one whose answer is known): the short way."""
+        scope = cycle.scope
+        path = scope["path"]
+        proxy = self.proxy
+        self._passage = passage = Passage(scope["method"], path, self.known_of(cycle), proxy.ids)
+        if answer is None and len(cycle.body) > proxy.limits.max_body_bytes:
+            answer = answers.too_large(proxy.limits.max_body_bytes)
+        if answer is None:
+            route = proxy.routes.find(path)
+            if route is None or path in proxy.own_paths:
+                answer = proxy.own_answer(path)
+            elif proxy.is_draining:
+                cycle.keep_alive = False
+            if answer is None:
+                assert route is not None
+                task = self.loop.create_task(self._answer(cycle, passage, route))
+                # A task that ended in its first step is over already: nothing refers to it.
+                self._task = None if task.done() else task
+                return
+        self._write(cycle, passage, answer.status, answer.headers, answer.body)
+
+    @staticmethod
+    def known_of(cycle: RequestResponseCycle) -> dict[bytes, bytes]:
+        """The headers of a request that Retinue reads."""
+        return cycle.scope["known"]  # type: ignore[typeddict-item, no-any-return]
+
+    # --- the short way
+
+    async def _answer(self, cycle: RequestResponseCycle, passage: Passage, route: Route) -> None:
+        proxy = self.proxy
+        try:
+            meta = passage.read_headers(route, self.known_of(cycle), proxy.request_timeout_s, proxy.ids)
+            head = self.head_of(cycle.scope, route, meta, passage)
+            router = proxy.router(route)
+            reply = await router.ask("http", pack(head, cycle.body), meta)
+            if type(reply) is bytes:
+                answer, body = unpack(HttpResponseHead, reply)
+                self._write(cycle, passage, answer.status, answer.headers, body)
+            else:
+                await self._stream(cycle, passage, reply)  # type: ignore[arg-type]
+        except asyncio.CancelledError:
+            if not cycle.disconnected:
+                raise  # the proxy ends
+            proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+        except BadHeaderError as error:
+            self._write_answer(cycle, passage, answers.bad_request(str(error)))
+        except Exception as error:  # noqa: BLE001 - each has an answer
+            self._failed(cycle, passage, error)
+        finally:
+            self._task = None
+
+    def head_of(self, scope: Any, route: Route, meta: RequestMeta, passage: Passage) -> HttpHead:
+        """The request's head as the replica gets it."""
+        return HttpHead(
+            scope.get("method", "GET"),
+            scope["path"],
+            scope["raw_path"],
+            scope["query_string"],
+            scope["headers"],
+            route.prefix,
+            self.proxy.root_path,
+            scope["scheme"],
+            scope["http_version"],
+            self.client,
+            self.server,  # type: ignore[arg-type]
+            meta.model_id,
+            meta.session_id,
+            [],
+            passage.ignores_disconnect,
+        )
+
+    async def _stream(self, cycle: RequestResponseCycle, passage: Passage, stream: RoutedStream) -> None:
+        """Pass a streamed answer on, what came together in one write. Its first item begins with the head."""
+        head: HttpResponseHead | None = None
+        try:
+            items = await stream.read()
+            answer, first = unpack(HttpResponseHead, items[0])
+            head = answer
+            items[0] = bytes(first)
+            await cycle.send(_start(answer, passage))
+            while items:
+                body = items[0] if len(items) == 1 else b"".join(items)
+                if body:
+                    await cycle.send({"type": "http.response.body", "body": body, "more_body": True})
+                items = await stream.read()
+            await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+        except Exception as error:
+            if head is None or not cycle.response_started:
+                raise
+            self.cut(cycle, passage, head, error)
+        else:
+            self.proxy.finished(passage, answer.status, self.client)
+        finally:
+            await stream.aclose()
+
+    def cut(
+        self, cycle: RequestResponseCycle, passage: Passage, head: HttpResponseHead, error: Exception
+    ) -> None:
+        """A stream that broke after its first byte never ends as one that is complete."""
+        self.proxy.log_failure(passage, error)
+        if is_event_stream(head) and cycle.chunked_encoding and not cycle.disconnected:
+            event = b"event: error\ndata: " + answers.of_error(error).body.strip() + b"\n\n"
+            self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+        cycle.response_complete = True
+        self.transport.close()
+        self.proxy.finished(passage, answers.of_error(error).status, self.client)
+
+    def _failed(self, cycle: RequestResponseCycle, passage: Passage, error: Exception) -> None:
+        answer = answers.of_error(error)
+        if answer.is_unexpected:
+            self.proxy.log_failure(passage, error)
+        if cycle.response_started:
+            self.transport.close()
+            self.proxy.finished(passage, answer.status, self.client)
+        else:
+            self._write_answer(cycle, passage, answer)
+
+    def _write_answer(self, cycle: RequestResponseCycle, passage: Passage, answer: Answer) -> None:
+        self._write(cycle, passage, answer.status, answer.headers, answer.body)
+
+    def _write(
+        self,
+        cycle: RequestResponseCycle,
+        passage: Passage,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes | memoryview,
+    ) -> None:
+        """A complete answer in one write, and the connection's next request."""
+        if cycle.disconnected:
+            self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+            return
+        keep_alive = cycle.keep_alive
+        is_head = passage.method == "HEAD"
+        content = [STATUS_LINE[status]]
+        for name, value in headers:
+            if name == b"content-length":
+                if is_head:
+                    content += (b"content-length: ", value, b"\r\n")
+                continue
+            if name == b"transfer-encoding":
+                continue
+            if name == b"connection" and b"close" in value.lower():
+                keep_alive = False
+                continue
+            if _NAME_IS_BAD(name) or _VALUE_IS_BAD(value):
+                self._failed(cycle, passage, ValueError(f"the response has an invalid header: {name!r}"))
+                return
+            content += (name, b": ", value, b"\r\n")
+        if not is_head and status not in _BODILESS:
+            content.append(b"content-length: %d\r\n" % len(body))
+        content.append(b"x-request-id: %b\r\n" % passage.request_id.encode("latin-1"))
+        content.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        if not is_head and status not in _BODILESS:
+            content.append(body)  # type: ignore[arg-type]
+        self.transport.write(b"".join(content))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not keep_alive:
+            self.transport.close()
+        self.proxy.finished(passage, status, self.client)
+        self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with one sweep over all connections for a timer of each (2.4 us)."""
+        self.server_state.total_requests += 1
+        self._passage = None
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self._expect_within(self.proxy.limits.keep_alive_s)
+
+    # --- slow clients
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_within(self.proxy.limits.write_timeout_s)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.deadline = 0.0
+
+    def _expect_within(self, timeout_s: float, *, is_told: bool = False) -> None:
+        """The client has to do its next step by then; `is_told`: it is told that it was late."""
+        self.deadline = time.monotonic() + timeout_s
+        self._is_told = is_told
+
+    def sweep(self, now: float) -> None:
+        """Close the connection if its client is too slow; the server calls this about once a second."""
+        if not self.deadline or now < self.deadline or self.transport.is_closing():
+            return
+        if self.flow.read_paused and not self.flow.write_paused:
+            # We are the slow ones.
+            self._expect_within(self.proxy.limits.body_timeout_s, is_told=self._is_told)
+        elif self.flow.write_paused:
+            self.transport.abort()  # what it does not read cannot be flushed
+        elif self._is_told:
+            self._refuse(Answer(408, b"the request took too long to arrive\n"))
+        else:
+            self.transport.close()
+
+
+class _HeadTooLargeError(Exception):
+    """Raised through the parser."""
+
+
+def is_event_stream(head: HttpResponseHead) -> bool:
+    """Whether an answer is made of server-sent events."""
+    for name, value in head.headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False
+
+
+def _start(head: HttpResponseHead, passage: Passage) -> Any:
+    headers = [*head.headers, (b"x-request-id", passage.request_id.encode("latin-1"))]
+    return {"type": "http.response.start", "status": head.status, "headers": headers}
+
+
+start_message = _start
