@@ -419,7 +419,7 @@ class DeploymentHandle(Generic[T]):
 
     def running_replicas_populated(self) -> bool:
         """Whether this process knows a replica that takes calls."""
-        return bool(routers().get_soon(*self._key()).scheduler.usable_replicas())
+        return bool(self._routers().get_soon(*self._key()).scheduler.usable_replicas())
 
     def options(
         self,
@@ -469,7 +469,7 @@ class DeploymentHandle(Generic[T]):
         the method raised.
         """
         options = self._options
-        found = routers()
+        found = self._routers()
         meta, head = self._meta_and_head()
         key = self._key()
         if options.stream:
@@ -494,7 +494,7 @@ class DeploymentHandle(Generic[T]):
 
     def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> DeploymentBroadcastResponse:
         """Call a method of every replica, beside their queues; for control, such as clearing a cache."""
-        found = routers()
+        found = self._routers()
         meta, head = self._meta_and_head()
         head.method = method_name
         key = self._key()
@@ -504,6 +504,10 @@ class DeploymentHandle(Generic[T]):
             return await found.get(*key).broadcast("handle", body, meta)
 
         return DeploymentBroadcastResponse(_Call(found, meta.request_id, call))
+
+    def _routers(self) -> RouterSet:
+        """Whose routers take its calls: this process's. Local testing has others."""
+        return routers()
 
     def _key(self) -> tuple[str, str]:
         return self.deployment_id.app_name, self.deployment_id.name
