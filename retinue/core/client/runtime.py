@@ -11,7 +11,6 @@ of sending.
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import logging
 import os
@@ -27,6 +26,7 @@ from retinue.core import references
 from retinue.core.client.actor_calls import ActorCaller
 from retinue.core.client.arguments import Arguments
 from retinue.core.client.call_sites import make_ids, wanted_call_sites
+from retinue.core.client.futures import Futures
 from retinue.core.client.head import HeadClient
 from retinue.core.client.leasing import LeaseClient
 from retinue.core.client.ownership import OwnershipService
@@ -34,6 +34,7 @@ from retinue.core.client.peers import Peers
 from retinue.core.client.replies import Replies
 from retinue.core.client.store import NOBODY, StoreClient
 from retinue.core.client.submission import TaskSubmitter
+from retinue.core.client.waiting import Countdown, Once, Wait, Wake
 from retinue.core.errors import (
     GetTimeoutError,
     ObjectFetchTimedOutError,
@@ -59,7 +60,7 @@ from retinue.core.transport.threads import Connection, IoThread
 from retinue.core.wire.messages import Address, WorkerEnv
 
 if TYPE_CHECKING:
-    import asyncio
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,6 @@ HOUSEKEEPING_S = 0.05
 AT_ONCE = 10_000
 # Puts named after one task's id. A driver's all are: their entries should not lie in one shard.
 PUTS_PER_ID = 4096
-# A wait shorter than this does not lend the task's CPUs to others.
-SHORT_WAIT_S = 0.002
 WATCH_S = 1.0
 
 
@@ -140,7 +139,9 @@ class Runtime:
         self.warned_blocking = False
         self.listeners_path = ""  # where the node hands out listening sockets
         self.extensions: dict[type, Extension] = {}  # what `core.doors` keeps of this process, by class
-        self.callbacks = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="retinue-callbacks")
+        self.futures = Futures(self)
+        self.future_of = self.futures.future_of
+        self.await_ref = self.futures.await_ref
         self.gathering: deque[Connection] = deque()  # connections with calls that wait to be sent together
         self._busy_until = 0.0
         self._watch_until = 0.0
@@ -186,7 +187,7 @@ class Runtime:
         for connection in list(self.direct_by_fd.values()):
             connection.on_close = _ignore
             connection.lost()
-        self.callbacks.shutdown(wait=False, cancel_futures=True)
+        self.futures.close()
         self.store.close()
         self.direct.close()
         self.io.close()
@@ -392,13 +393,13 @@ class Runtime:
             object_id = ref._id
             entry = shards[object_id[SHARD_BYTE]].get(object_id)
             if entry is None:
-                entry = self._missing(ref)
+                entry = self.missing(ref)
             if entry.state == PENDING:
                 self._await_entry(object_id, entry, deadline, len(refs))
             values.append(self._value_of(object_id, entry, deadline))
         return values
 
-    def _missing(self, ref: ObjectRef[Any]) -> Entry:
+    def missing(self, ref: ObjectRef[Any]) -> Entry:
         raise ObjectLostError(
             ref.hex(), message="this process does not know it: was it made before shutdown()?"
         )
@@ -513,7 +514,7 @@ class Runtime:
                     self.store.prefetch([(refs[0]._id, entry)])
                 return [refs[0]], refs[1:] if isinstance(refs, list) else list(refs[1:])
         shards = entries.shards
-        states = [shards[r._id[SHARD_BYTE]].get(r._id) or self._missing(r) for r in refs]
+        states = [shards[r._id[SHARD_BYTE]].get(r._id) or self.missing(r) for r in refs]
         pending = [(r._id, e) for r, e in zip(refs, states, strict=True) if e.state == PENDING]
         ready = len(refs) - len(pending)
         if ready < num_returns and (timeout_s is None or timeout_s > 0):
@@ -541,7 +542,7 @@ class Runtime:
         for waitable in waitables:
             if isinstance(waitable, ObjectRef):
                 self.when_ready(waitable._id, countdown)
-                self._read_eagerly(waitable)
+                self.read_eagerly(waitable)
             elif not waitable.next_ready():
                 waitable._add_waiter(countdown)
                 if waitable._task.conn is not None:
@@ -598,7 +599,7 @@ class Runtime:
         """For the next second the I/O thread also reads the connections that calls are sent on."""
         self._watch_until = time.monotonic() + WATCH_S
 
-    # --- futures
+    # --- being told
 
     def when_ready(self, object_id: bytes, function: Callable[[], None]) -> None:
         """Call `function` once the object is not pending: at once, or on the thread that learns of it."""
@@ -614,28 +615,7 @@ class Runtime:
         if entry.owner is not None:
             self.ownership.locate(object_id, entry)
 
-    def future_of(self, ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]:
-        """A concurrent future. Its value is fetched on a helper thread if it lies in the store."""
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()
-
-        def fetch() -> None:
-            try:
-                value = self.get([ref], None)[0]
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-
-        def ready() -> None:
-            # Never on the thread that reads: the user's callbacks may wait for other answers.
-            self.callbacks.submit(fetch)
-
-        self._read_eagerly(ref)
-        self.when_ready(ref._id, ready)
-        return future
-
-    def _read_eagerly(self, ref: ObjectRef[Any]) -> None:
+    def read_eagerly(self, ref: ObjectRef[Any]) -> None:
         entry = self.table.entries.get(ref._id)
         task = entry.task if entry is not None else None
         connection = task.conn if task is not None else None
@@ -643,66 +623,6 @@ class Runtime:
             self.watch_for_a_while(connection)
         else:
             self.watch_new_connections()
-
-    def await_ref(self, ref: ObjectRef[Any]) -> asyncio.Future[Any]:
-        """An asyncio future on the running loop, which itself reads the answer's connection."""
-        import asyncio  # see `_check_not_on_loop`
-
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        entry = self.table.entries.get(ref._id) or self._missing(ref)
-
-        def set_value() -> None:
-            if future.done():
-                return
-            try:
-                value = self.get([ref], None)[0]
-            except StopIteration as error:
-                future.set_exception(RuntimeError(f"the task raised {error!r}"))  # asyncio refuses that one
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-
-        def fetch_stored() -> None:
-            # Pinning an object is a round trip (or a restore, or a transfer): never on the loop.
-            fetching = loop.run_in_executor(None, lambda: self.get([ref], None)[0])
-
-            def fetched(done: asyncio.Future[Any]) -> None:
-                if future.done():
-                    done.exception()
-                elif done.exception() is not None:
-                    future.set_exception(done.exception())  # type: ignore[arg-type]
-                else:
-                    future.set_result(done.result())
-
-            fetching.add_done_callback(fetched)
-
-        def ready_on_loop() -> None:
-            if entry.state == STORED:
-                fetch_stored()
-            else:
-                set_value()
-
-        thread_id = threading.get_ident()
-
-        def ready() -> None:
-            if threading.get_ident() == thread_id:
-                ready_on_loop()
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(ready_on_loop)
-
-        if entry.state != PENDING:
-            ready_on_loop()
-            return future
-        task = entry.task
-        connection = task.conn if task is not None else None
-        if connection is None:
-            self.watch_new_connections()
-        else:
-            connection.read_on(loop)
-        self.when_ready(ref._id, ready)
-        return future
 
     # --- others
 
@@ -734,90 +654,6 @@ class Runtime:
 
     def is_alive(self) -> bool:
         return not self.is_stopping and os.getpid() == self._pid
-
-
-class Wait:
-    """One wait: how long each step may take, and telling the hook once when it is not a short one."""
-
-    __slots__ = ("_announced", "_deadline", "_hook", "_started")
-
-    def __init__(self, hook: WaitHook | None, deadline: float | None) -> None:
-        self._hook = hook
-        self._deadline = deadline
-        self._announced = False
-        self._started = time.monotonic() if hook is not None else 0.0
-
-    def limit(self) -> float:
-        """Seconds until the waiter should look again; 0 or less at the deadline."""
-        if self._hook is not None:
-            self._hook.check_interrupted()
-        limit = threads.RECHECK_S
-        if self._deadline is not None:
-            limit = min(limit, self._deadline - time.monotonic())
-        if self._hook is not None and not self._announced:
-            if time.monotonic() - self._started < SHORT_WAIT_S:
-                return min(limit, SHORT_WAIT_S)
-            self._announced = True
-            self._hook.blocked()
-        return limit
-
-    def over(self) -> None:
-        if self._announced and self._hook is not None:
-            self._hook.unblocked()
-
-
-class Wake:
-    """Wakes one sleeping thread, once or often."""
-
-    __slots__ = ("lock",)
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.lock.acquire()
-
-    def __call__(self) -> None:
-        try:
-            self.lock.release()
-        except RuntimeError:
-            pass  # it is awake already
-
-
-class Countdown:
-    """Wakes one sleeping thread when it was called often enough; called by one thread after another.
-
-    `left -= 1` is one step under the GIL: no call and no jump lies within it.
-    """
-
-    __slots__ = ("left", "lock")
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-        self.lock = threading.Lock()
-        self.lock.acquire()
-
-    def __call__(self) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            try:
-                self.lock.release()
-            except RuntimeError:
-                pass  # already at zero
-
-
-class Once:
-    """Calls a function the first time it is called."""
-
-    __slots__ = ("_function", "_lock")
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function: Callable[[], None] | None = function
-        self._lock = threading.Lock()
-
-    def __call__(self) -> None:
-        with self._lock:
-            function, self._function = self._function, None
-        if function is not None:
-            function()
 
 
 def _ignore(connection: Connection) -> None:

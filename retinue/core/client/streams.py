@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from retinue.core import references
-from retinue.core.client.runtime import Runtime, Wait
+from retinue.core.client.runtime import Runtime
+from retinue.core.client.waiting import Wait
 from retinue.core.ids import return_id
 from retinue.core.ownership.table import ERROR
 from retinue.core.references import ObjectRef

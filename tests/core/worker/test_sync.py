@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from retinue.core.client.runtime import Wait
+from retinue.core.client.waiting import Wait
 from retinue.core.serialization import Serialized, deserialize, dump_definition, serialize
 from retinue.core.wire.messages import (
     REPLY_CANCELLED,
