@@ -112,6 +112,7 @@ def build(
     runtime_env: Mapping[str, Any] | None = None,
     overrides: Sequence[DeploymentSchema] = (),
     config: ServeApplicationSchema | None = None,
+    external_scaler_enabled: bool = False,
     handle_factory: HandleFactory | None = None,
 ) -> ApplicationSpec:
     """The application, ready to be sent.
@@ -120,17 +121,6 @@ def build(
     runtime_env goes before, and env_vars of both are put together. Raises ValueError for overrides of
     deployments that there are not, and RetinueServeException for what cannot be pickled.
     """
-    if not isinstance(app, Application):
-        return build(
-            resolve(app),
-            name=name,
-            route_prefix=route_prefix,
-            logging_config=logging_config,
-            runtime_env=runtime_env,
-            overrides=overrides,
-            config=config,
-            handle_factory=handle_factory,
-        )
     graph = Graph(check_name("an application's name", name), handle_factory or _default_handle())
     ingress = graph.add(app)
     _check_overrides(overrides, graph)
@@ -139,6 +129,9 @@ def build(
     parts = [
         _Part(node, changed.get(node.name, {}), logging_config, runtime_env or {}) for node in graph.nodes
     ]
+    scaled = [part.node.name for part in parts if part.config.autoscaling_config is not None]
+    if external_scaler_enabled and scaled:
+        raise ValueError(f"external_scaler_enabled excludes autoscaling, which {', '.join(scaled)} has")
     needed = dependencies.of(part.referenced for part in parts)
     return ApplicationSpec(
         name=name,
@@ -147,6 +140,7 @@ def build(
         deployments=[part.spec(needed) for part in parts],
         config=config.model_dump_json(exclude_unset=True).encode() if config else b"",
         logging_config=logging_config.model_dump_json().encode() if logging_config else b"",
+        external_scaler_enabled=external_scaler_enabled,
     )
 
 
@@ -160,6 +154,7 @@ def build_from_config(config: ServeApplicationSchema) -> ApplicationSpec:
         runtime_env=config.runtime_env,
         overrides=config.deployments,
         config=config,
+        external_scaler_enabled=config.external_scaler_enabled,
     )
 
 

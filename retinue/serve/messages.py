@@ -260,6 +260,7 @@ class ApplicationSpec(Struct, frozen=True):
     deployments: list[DeploymentSpec]
     config: bytes = b""
     logging_config: bytes = b""
+    external_scaler_enabled: bool = False
 
 
 # --- bodies

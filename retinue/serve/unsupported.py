@@ -1,4 +1,4 @@
-"""Options that Ray Serve has and Retinue does not, and what to use instead."""
+"""Options and names that Ray Serve has and Retinue does not, and what to use instead."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ REFUSED = {
         "retinue.remote(...).options(name=..., get_if_exists=True), in the deployment's constructor"
     ),
 }
+
+
+class AbsentNameError(UnsupportedError, AttributeError):
+    """A public name that Ray Serve has and Retinue does not: `hasattr` is False for it."""
 
 
 def refuse(name: str, value: Any) -> None:
