@@ -60,13 +60,20 @@ def _told(detail: Any, model: type[BaseModel]) -> InitErrorDetails:
 
 def explain(error: ValidationError) -> list[str]:
     """A line for each thing that is wrong: where, and what."""
+    return [text for _, text in explain_each(error)]
+
+
+def explain_each(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    """The same, with the path of each."""
     lines = []
     for detail in error.errors(include_url=False):
         text = detail["msg"].removeprefix("Value error, ")
         where = show_path(detail["loc"])
-        if detail["type"] not in (UNKNOWN_KEY, "value_error", "missing"):
+        if detail["type"] == "missing":
+            text = "this key is required"
+        elif detail["type"] not in (UNKNOWN_KEY, "value_error"):
             text = f"{text[:1].lower()}{text[1:]}, got {detail['input']!r}"
-        lines.append(f"{where}: {text}" if where else text)
+        lines.append((detail["loc"], f"{where}: {text}" if where else text))
     return lines
 
 
