@@ -7,10 +7,12 @@ Lives here: the buffer and the lines' form. Does not: when it is flushed (`serve
 
 from __future__ import annotations
 
-import json
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TextIO
+
+import msgspec
 
 
 class Access(NamedTuple):
@@ -62,8 +64,13 @@ class AccessLog:
         self._out.close()
 
 
+@functools.lru_cache(4)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
 def _stamp(at: float) -> str:
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))},{int(at % 1 * 1000):03d}"
+    return f"{_second(int(at))},{int(at % 1 * 1000):03d}"
 
 
 def _as_text(access: Access) -> str:
@@ -74,25 +81,21 @@ def _as_text(access: Access) -> str:
 
 
 def _as_json(access: Access) -> str:
-    return (
-        json.dumps(
-            {
-                "levelname": "INFO",
-                "asctime": _stamp(access.at),
-                "component_name": "proxy",
-                "protocol": access.protocol,
-                "client": access.client,
-                "request_id": access.request_id,
-                "method": access.method,
-                "path": access.path,
-                "route": access.route,
-                "application": access.app_name,
-                "status": access.status,
-                "latency_ms": round(access.seconds * 1000, 3),
-            }
-        )
-        + "\n"
-    )
+    line = {
+        "levelname": "INFO",
+        "asctime": _stamp(access.at),
+        "component_name": "proxy",
+        "protocol": access.protocol,
+        "client": access.client,
+        "request_id": access.request_id,
+        "method": access.method,
+        "path": access.path,
+        "route": access.route,
+        "application": access.app_name,
+        "status": access.status,
+        "latency_ms": round(access.seconds * 1000, 3),
+    }
+    return msgspec.json.encode(line).decode() + "\n"
 
 
 def _printable(path: str) -> str:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 0.5
-LOG_FLUSH_S = 0.1
+# Rarely enough to be cheap, often enough that writing the lines (1.5 us each) holds up no request.
+LOG_FLUSH_S = 0.02
 DRAIN_LOOK_S = 0.05
 OWN_PATHS = ("/-/healthz", "/-/routes", "/livez", "/readyz", "/metrics")
 
