@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from retinue.serve.messages import pack
 from retinue.serve.replica.http import Answer, chunk_of
@@ -18,6 +20,7 @@ from retinue.serve.replica.user_code import close
 
 # A generator that never awaits gives the loop to others after so long.
 SLICE_S = 0.005
+MAX_UNREAD_ITEMS = 64  # of a request that goes on without its client
 
 
 async def begin(answer: Answer) -> AsyncIterator[bytes]:
@@ -30,6 +33,10 @@ async def begin(answer: Answer) -> AsyncIterator[bytes]:
         await close(answer.chunks)
         raise
     return _go_on(answer, pack(answer.head, first))
+
+
+async def single(item: bytes) -> AsyncIterator[bytes]:
+    yield item
 
 
 async def _finish(answer: Answer, first: bytes) -> AsyncIterator[bytes]:
@@ -53,3 +60,76 @@ async def _go_on(answer: Answer, first: bytes) -> AsyncIterator[bytes]:
         await close(chunks)
     if answer.after is not None:
         await answer.after()
+
+
+class Shielded:
+    """An answer whose code runs to its end, also when its client has left (x-request-disconnect-disabled)."""
+
+    def __init__(self, work: Coroutine[Any, Any, bytes | AsyncIterator[bytes]]) -> None:
+        self._items: deque[bytes] = deque()
+        self._reply: bytes | None = None
+        self._is_begun = False
+        self._has_left = False
+        self._changed = asyncio.Event()
+        self._task = asyncio.ensure_future(self._run(work))
+
+    async def _run(self, work: Coroutine[Any, Any, bytes | AsyncIterator[bytes]]) -> None:
+        try:
+            answer = await work
+            self._is_begun = True
+            if isinstance(answer, bytes):
+                self._reply = answer
+                return
+            try:
+                async for item in answer:
+                    if self._has_left:
+                        continue
+                    self._items.append(item)
+                    self._changed.set()
+                    while len(self._items) >= MAX_UNREAD_ITEMS and not self._has_left:
+                        await self._wait()
+            finally:
+                await close(answer)
+        finally:
+            self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def begin(self) -> bytes | AsyncIterator[bytes]:
+        """The reply, or items. Raises what the code raised."""
+        try:
+            while not (self._items or self._task.done()):
+                await self._wait()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if self._task.done() and self._task.exception() is not None and not self._items:
+            self._task.result()
+        return self if self._reply is None else self._reply
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._items:
+            if self._task.done():
+                self._task.result()
+                raise StopAsyncIteration
+            await self._wait()
+        item = self._items.popleft()
+        self._changed.set()
+        return item
+
+    async def aclose(self) -> None:
+        """Nobody reads on. Returns when the code has, whoever cancels meanwhile."""
+        self._has_left = True
+        self._items.clear()
+        self._changed.set()
+        while not self._task.done():
+            try:
+                await asyncio.wait({self._task})
+            except asyncio.CancelledError:
+                continue
+        self._task.exception()

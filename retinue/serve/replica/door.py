@@ -1,41 +1,55 @@
 """The replica's door: takes a slot for each request, sets its context, and has it answered.
 
-Lives here: the door's methods, the life of a slot, what cancelling and deadlines mean. Does not: who is
-refused (`slots`), what requests say (`http`, `asgi`, `calls`).
+Lives here: the door's methods, the life of a slot, what cancelling means. Does not: who is refused (`slots`),
+what requests say and answers look like (`http`, `asgi`, `payload`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+import traceback
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
 from retinue.core.doors import DoorContext, DoorRefusedError
-from retinue.serve import context as contexts
-from retinue.serve.context import RequestContext
+from retinue.serve.context import RequestContext, request_context
 from retinue.serve.messages import CallHead, HttpHead, unpack
-from retinue.serve.replica import http
-from retinue.serve.replica.answering import begin
-from retinue.serve.replica.calls import decode_arguments, encode_value
+from retinue.serve.payload import dumps, load_call
+from retinue.serve.replica import asgi, http
+from retinue.serve.replica.answering import Shielded, begin, single
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.user_code import ASYNC, UserCode, close, is_stream
 
 logger = logging.getLogger("retinue.serve")
 
 UNKNOWN_METHOD = b"this replica does not know that method"
-_set_context = contexts.request_context.set
+_set_context = request_context.set
 
 
 class ReplicaDoor:
-    """Answers routers. One for each replica."""
+    """Answers routers. `app`: the ASGI application of an ingress; None: the user's `__call__` answers HTTP.
 
-    def __init__(self, user: UserCode, slots: Slots, app_name: str, *, shows_errors: bool) -> None:
+    `state` is the application's lifespan state. `shows_errors`: clients see tracebacks.
+    """
+
+    def __init__(
+        self,
+        user: UserCode,
+        slots: Slots,
+        app_name: str,
+        *,
+        app: asgi.AsgiApp | None = None,
+        state: dict[str, Any] | None = None,
+        shows_errors: bool = False,
+    ) -> None:
         self._user = user
         self._slots = slots
         self._app_name = app_name
+        self._app = app
+        self._state = state or {}
         self._shows_errors = shows_errors
 
     @property
@@ -58,10 +72,10 @@ class ReplicaDoor:
         slots.take(context.caller)
         try:
             answer = await answering(body, context)
-        except BaseException:
-            slots.free()
+        except BaseException as error:
+            self._failed(error)
             raise
-        if type(answer) is bytes:
+        if isinstance(answer, bytes):
             slots.free()
             return answer
         return Held(answer, slots.free)
@@ -74,12 +88,32 @@ class ReplicaDoor:
         self._slots.take(context.caller)
         return Held(self._handle_stream(body, context), self._slots.free)
 
-    # --- http
+    async def exchange(
+        self, method: str, items: AsyncIterator[bytes], context: DoorContext
+    ) -> AsyncIterator[bytes]:
+        if method not in ("http", "websocket"):
+            raise DoorRefusedError(UNKNOWN_METHOD)
+        self._slots.take(context.caller)
+        try:
+            first = await anext(items)
+            answer: bytes | AsyncIterator[bytes]
+            if method == "http":
+                answer = await self._http(first, context, items)
+            else:
+                answer = self._websocket(first, items, context)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        return Held(single(answer) if isinstance(answer, bytes) else answer, self._slots.free)
 
-    async def _http(self, body: bytes, context: DoorContext) -> bytes | AsyncIterator[bytes]:
-        head, payload = unpack(HttpHead, body)
-        request_context = RequestContext(
-            head.prefix,
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            request_context.get().is_cancelled = True
+        self._slots.free()
+
+    def _enter(self, head: Any, route: str, context: DoorContext) -> RequestContext:
+        entered = RequestContext(
+            route,
             context.request_id,
             self._app_name,
             head.model_id,
@@ -87,14 +121,41 @@ class ReplicaDoor:
             context.trace,
             context.deadline,
         )
-        _set_context(request_context)
-        request = http.ReplicaRequest(head, payload, request_context)
-        if head.ignores_disconnect:
-            return await shielded(self._answer(request, request_context))
-        return await self._answer(request, request_context)
+        _set_context(entered)
+        return entered
 
-    async def _answer(
-        self, request: http.ReplicaRequest, context: RequestContext
+    # --- http
+
+    async def _http(
+        self, body: bytes, context: DoorContext, upload: AsyncIterator[bytes] | None = None
+    ) -> bytes | AsyncIterator[bytes]:
+        head, payload = unpack(HttpHead, body)
+        entered = self._enter(head, head.prefix, context)
+        if self._app is not None:
+            answering = self._run_app(head, payload, entered, upload)
+        else:
+            answering = self._run_call(http.ReplicaRequest(head, payload, entered, upload), entered)
+        if head.ignores_disconnect:
+            return await Shielded(answering).begin()
+        return await answering
+
+    async def _run_app(
+        self,
+        head: HttpHead,
+        payload: memoryview,
+        entered: RequestContext,
+        upload: AsyncIterator[bytes] | None,
+    ) -> bytes | AsyncIterator[bytes]:
+        assert self._app is not None
+        scope = http.scope_of(head)
+        scope["state"] = self._state.copy()
+        try:
+            return await asgi.run_http(self._app, scope, bytes(payload), upload)
+        except Exception as error:  # noqa: BLE001 - user code: it becomes an answer
+            return self._error_reply(error, None, entered)
+
+    async def _run_call(
+        self, request: http.ReplicaRequest, entered: RequestContext
     ) -> bytes | AsyncIterator[bytes]:
         """Run the user's `__call__`. Whatever it raises becomes an answer."""
         user = self._user
@@ -106,64 +167,51 @@ class ReplicaDoor:
             else:
                 result = await user.run(method, arguments)
             if type(result) is dict or type(result) is str:
-                return http.complete(result)
+                return http.complete(result)  # most are
             result = user.adapt(result)
             if is_stream(result):
                 return await begin(http.of_items(result))
             if isinstance(result, Response):
                 return await self._respond(result, request)
             return http.complete(result)
-        except asyncio.CancelledError:
-            context.is_cancelled = True
-            raise
         except Exception as error:  # noqa: BLE001 - user code: it becomes an answer
-            return self._error_reply(error, request, context)
+            return self._error_reply(error, request, entered)
 
     async def _respond(
         self, response: Response, request: http.ReplicaRequest
     ) -> bytes | AsyncIterator[bytes]:
         if http.is_complete(response):
             return http.complete(response)
-        if type(response).__call__ is StreamingResponse.__call__:
-            return await begin(http.streamed(response))
-        from retinue.serve.replica.asgi import run_http
-
-        return await run_http(response, request.scope, request.receive)
+        if isinstance(response, StreamingResponse) and type(response).__call__ is StreamingResponse.__call__:
+            return await begin(http.streamed(response, self._user.pool))
+        return await asgi.run_http(response, request.scope, await request.body())
 
     def _error_reply(
-        self, error: Exception, request: http.ReplicaRequest | None, context: RequestContext
+        self, error: Exception, request: http.ReplicaRequest | None, entered: RequestContext
     ) -> bytes:
-        if not http.is_clients_fault(error, request):
-            logger.exception("request %s failed", context.request_id)
-        debug = ""
-        if self._shows_errors:
-            import traceback
+        if not http.is_clients_fault(error):
+            logger.error("request %s failed", entered.request_id, exc_info=error)
+        debug = "".join(traceback.format_exception(error)) if self._shows_errors else ""
+        return http.error_reply(error, request, request_id=entered.request_id, debug=debug)
 
-            debug = "".join(traceback.format_exception(error))
-        return http.error_reply(error, request, request_id=context.request_id, debug=debug)
+    def _websocket(
+        self, first: bytes, items: AsyncIterator[bytes], context: DoorContext
+    ) -> AsyncIterator[bytes]:
+        head, scope = asgi.websocket_scope(first)
+        self._enter(head, head.prefix, context)
+        if self._app is None:
+            return asgi.refuse_websocket()
+        scope["state"] = self._state.copy()
+        return asgi.WebSocketCall(items).items(self._app, scope)
 
     # --- handles
 
-    def _begin_handle(self, body: bytes, context: DoorContext) -> tuple[CallHead, memoryview]:
-        head, payload = unpack(CallHead, body)
-        _set_context(
-            RequestContext(
-                head.route,
-                context.request_id,
-                self._app_name,
-                head.model_id,
-                head.session_id,
-                context.trace,
-                context.deadline,
-            )
-        )
-        return head, payload
-
     async def _handle(self, body: bytes, context: DoorContext) -> bytes:
-        head, payload = self._begin_handle(body, context)
+        head, payload = unpack(CallHead, body)
+        self._enter(head, head.route, context)
         user = self._user
         method = user.method(head.method)
-        args, kwargs = decode_arguments(head, payload)
+        args, kwargs = load_call(head, payload)
         if method.kind == ASYNC:
             result = user.adapt(await method.function(*args, **kwargs))
         else:
@@ -171,23 +219,22 @@ class ReplicaDoor:
         if is_stream(result):
             await close(result)
             raise TypeError(
-                f"{self._user.spec.name}.{head.method} generates items: call it with handle.options(stream=True)"
+                f"{user.spec.name}.{head.method} generates items: use handle.options(stream=True)"
             )
-        return encode_value(result)
+        return dumps(result)
 
     async def _handle_stream(self, body: bytes, context: DoorContext) -> AsyncIterator[bytes]:
-        head, payload = self._begin_handle(body, context)
+        head, payload = unpack(CallHead, body)
+        self._enter(head, head.route, context)
         user = self._user
         method = user.method(head.method)
-        args, kwargs = decode_arguments(head, payload)
+        args, kwargs = load_call(head, payload)
         items = await user.run(method, args, kwargs)
         if not is_stream(items):
-            raise TypeError(
-                f"{self._user.spec.name}.{head.method} does not generate items: call it without stream=True"
-            )
+            raise TypeError(f"{user.spec.name}.{head.method} does not generate items: use stream=False")
         try:
             async for item in items:
-                yield encode_value(item)
+                yield dumps(item)
         finally:
             await close(items)
 
@@ -202,7 +249,10 @@ class Held:
         self._free: Callable[[], None] | None = free
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._items.__aiter__()
+        return self._items.__aiter__()  # not ourselves: nothing is between the reader and the code
+
+    async def __anext__(self) -> bytes:
+        return await self._items.__anext__()
 
     async def aclose(self) -> None:
         free, self._free = self._free, None
@@ -211,20 +261,3 @@ class Held:
         finally:
             if free is not None:
                 free()
-
-
-async def shielded(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run it to its end even if nobody waits any more; then be cancelled."""
-    task = asyncio.ensure_future(work)
-    is_cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if is_cancelled:
-        result = None if task.exception() else task.result()
-        if result is not None and not isinstance(result, bytes):
-            await close(result)
-        raise asyncio.CancelledError
-    return task.result()

@@ -76,8 +76,7 @@ class Slots:
         self._idle.set()
         self._state: dict[int, bytes] = {}  # events that a router must know from its start
         self.is_draining = False
-        self.accepted = 0
-        self.finished = 0
+        self.moved = 0  # grows with each request that is over and each item that was sent
 
     @property
     def load(self) -> int:
@@ -90,12 +89,11 @@ class Slots:
         router = caller.worker_id
         if not self._admission.offer(router, time.monotonic(), is_listening=router in self._streams):
             raise DoorRefusedError(REFUSED_FULL)
-        self.accepted += 1
         self._idle.clear()
 
     def free(self) -> None:
         """A request's code has returned."""
-        self.finished += 1
+        self.moved += 1
         admission = self._admission
         noticed = admission.finished(time.monotonic())
         if noticed:

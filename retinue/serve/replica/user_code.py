@@ -7,15 +7,15 @@ Lives here: that. Does not: requests and answers (`http`, `asgi`, `calls`).
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from retinue import cloudpickle
+from retinue.serve.ingress import MARK as INGRESS_MARK
 from retinue.serve.messages import DeploymentSpec
+from retinue.serve.payload import loads
 from retinue.serve.replica.threads import ThreadIterator, ThreadPool
 
 ASYNC, ASYNC_GENERATOR, SYNC, SYNC_GENERATOR = range(4)
@@ -72,8 +72,8 @@ class UserCode:
         for path in reversed(self.spec.sys_path):
             if path not in sys.path:
                 sys.path.insert(0, path)
-        definition = cloudpickle.loads(self.spec.definition)
-        args, kwargs = cloudpickle.loads(self.spec.init_args) if self.spec.init_args else ((), {})
+        definition = loads(self.spec.definition)
+        args, kwargs = loads(self.spec.init_args) if self.spec.init_args else ((), {})
         if not inspect.isclass(definition):
             self.instance = definition
             return
@@ -112,10 +112,20 @@ class UserCode:
             return None
         return self.method(name)
 
+    def make_app(self) -> Any:
+        """The ASGI application of an ingress class; None of others."""
+        ingress = getattr(self.instance, INGRESS_MARK, None)
+        return None if ingress is None else ingress.make(self.instance)
+
     async def run(
-        self, method: Method, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        method: Method,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        pool: ThreadPool | None = None,
     ) -> Any:
-        """Call it. What generates comes back as an async iterator that has not begun."""
+        """Call it, in a thread of `pool` if it is plain. What generates comes back as an async iterator."""
         function = method.function
         if method.kind == ASYNC:
             return self.adapt(await function(*args, **(kwargs or {})))
@@ -124,7 +134,7 @@ class UserCode:
         call = functools.partial(function, *args, **(kwargs or {}))
         if method.kind == SYNC_GENERATOR:
             return ThreadIterator(self.pool, call)
-        result = await self.pool.run(call)
+        result = await (pool or self.pool).run(call)
         if inspect.isawaitable(result):
             result = await result
         return self.adapt(result)
@@ -159,11 +169,7 @@ def is_stream(result: Any) -> bool:
 
 
 async def close(items: AsyncIterator[Any]) -> None:
-    """Close what may be a generator, also when this task was cancelled."""
+    """Close what may be a generator."""
     aclose = getattr(items, "aclose", None)
     if aclose is not None:
-        try:
-            await aclose()
-        except RuntimeError:
-            if not isinstance(items, ThreadIterator) and asyncio.current_task() is None:
-                raise
+        await aclose()

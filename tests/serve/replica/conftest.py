@@ -19,7 +19,7 @@ from retinue.serve.messages import (
     pack,
     unpack,
 )
-from retinue.serve.replica.calls import decode_value, encode_arguments
+from retinue.serve.payload import dump_call, loads
 from retinue.serve.replica.door import ReplicaDoor
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.threads import ThreadPool
@@ -62,12 +62,12 @@ class Client:
         return status, headers, b"".join([first, *items[1:]])
 
     async def call(self, method: str, *args: Any, head: CallHead | None = None, **kwargs: Any) -> Any:
-        body = pack(head or CallHead(method), encode_arguments(args, kwargs))
-        return decode_value(await self.connection.call(REPLICA_DOOR, "handle", body, request_id="r1"))
+        body = dump_call(head or CallHead(method), args, kwargs, [])
+        return loads(await self.connection.call(REPLICA_DOOR, "handle", body, request_id="r1"))
 
     async def items(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        body = pack(CallHead(method), encode_arguments(args, kwargs))
-        return [decode_value(item) async for item in self.connection.stream(REPLICA_DOOR, "handle", body)]
+        body = dump_call(CallHead(method), args, kwargs, [])
+        return [loads(item) async for item in self.connection.stream(REPLICA_DOOR, "handle", body)]
 
 
 class Place:
@@ -87,7 +87,8 @@ class Place:
         self.pools.append(pool := ThreadPool(limit, "user"))
         self.user = UserCode(spec, pool)
         await self.user.construct()
-        door = ReplicaDoor(self.user, self.slots, "app", shows_errors=shows_errors)
+        self.app = self.user.make_app()
+        door = ReplicaDoor(self.user, self.slots, "app", app=self.app, shows_errors=shows_errors)
         self.room.open(door, REPLICA_DOOR)
         return await self.connect()
 
