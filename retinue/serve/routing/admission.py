@@ -5,8 +5,8 @@ remembers the router. Remembered routers stand in a ring: each slot that becomes
 of them, for 100 ms, who is told (a *notice*) and goes to the ring's end. So routers take turns, however many
 requests wait in each, and as long as any router waits a full replica goes from one request to the next
 without refusing any. A router leaves the ring when it says so (it has no waiting requests any more: method
-"leave" of the replica's door), when its connection is lost, or when it lets a held slot go by: the next one
-in the ring gets that, and it joins again by its next offer.
+"leave" of the replica's door), when its connection is lost, or when it lets held slots go by again and again
+(the next one in the ring gets them): it joins again by its next offer.
 
 Lives here: that. Does not: carrying notices (the replica's door handler), which replica a router prefers
 (`scheduler`).
@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 
 HOLD_S = 0.1
+# A router that lets so many holds go by, one after the other, is stuck; one notice may have been lost.
+MISSED_HOLDS = 2
 
 Router = Hashable
 
@@ -29,7 +31,7 @@ class Admission:
         self.max_ongoing = max_ongoing
         self.ongoing = 0
         self._holds: deque[tuple[float, Router]] = deque()  # (end, for whom), oldest first
-        self._ring: dict[Router, None] = {}  # who waits, whose turn it is first
+        self._ring: dict[Router, int] = {}  # who waits, whose turn it is first; holds that went by
 
     @property
     def held(self) -> int:
@@ -60,14 +62,20 @@ class Admission:
             self.ongoing += 1
             return True
         if is_listening and router not in self._ring:
-            self._ring[router] = None
+            self._ring[router] = 0
         return False
 
     def _use_hold(self, router: Router, now: float) -> bool:
-        """Take one of the router's held slots, even one whose time is just over: it is free still."""
-        for position, (_, holder) in enumerate(self._holds):
-            if holder == router:
-                del self._holds[position]
+        """Take one of the router's held slots, even one whose time is just over: it is free still.
+
+        The latest: if the notice of an earlier one was lost, that one has to expire, not to change places.
+        """
+        holds = self._holds
+        for position in range(len(holds) - 1, -1, -1):
+            if holds[position][1] == router:
+                del holds[position]
+                if router in self._ring:
+                    self._ring[router] = 0
                 return True
         return False
 
@@ -98,8 +106,12 @@ class Admission:
         expired = False
         while self._holds and self._holds[0][0] <= now:
             _, router = self._holds.popleft()
-            # It is stuck, or the notice was lost. In the ring it would cost a slot 100 ms every turn.
-            self._ring.pop(router, None)
+            # It is stuck, or the notice was lost. In the ring, it may cost a slot 100 ms every turn.
+            missed = self._ring.get(router, 0) + 1
+            if missed >= MISSED_HOLDS:
+                self._ring.pop(router, None)
+            elif router in self._ring:
+                self._ring[router] = missed
             expired = True
         return self._give_free(now) if expired else ()
 
@@ -108,8 +120,7 @@ class Admission:
         free = self.max_ongoing - self.ongoing - len(self._holds)
         while free > 0 and self._ring:
             router = next(iter(self._ring))
-            del self._ring[router]
-            self._ring[router] = None
+            self._ring[router] = self._ring.pop(router)
             self._holds.append((now + HOLD_S, router))
             notices.append(router)
             free -= 1

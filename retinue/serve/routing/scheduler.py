@@ -37,6 +37,7 @@ class Replica:
         "asked_at",
         "credits",
         "expected",
+        "is_asked",
         "is_heard",
         "is_near",
         "is_rationed",
@@ -62,6 +63,7 @@ class Replica:
         self.is_heard = False  # since hints were last halved
         self.is_rationed = False  # it has refused us: we are in its ring
         self.credits = 0
+        self.is_asked = False  # an offer is on its way that no notice called for
         self.asked_at = 0.0
         self.models: frozenset[str] = frozenset()
         self.loading: frozenset[str] = frozenset()
@@ -73,10 +75,10 @@ class Replica:
         return self.sent + self.others
 
     def has_room(self) -> bool:
-        """Whether a request may be offered."""
-        if not self.is_usable or self.sent >= self.limit:
-            return False
-        return not self.is_rationed or self.credits > 0
+        """Whether a request may be offered. A credit is a slot, even if a reply that frees it is to come."""
+        if self.is_rationed:
+            return self.is_usable and self.credits > 0
+        return self.is_usable and self.sent < self.limit
 
     def has_model(self, model_id: str) -> bool:
         return model_id in self.models
@@ -251,7 +253,6 @@ class ReplicaScheduler:
         `turn`: what `self.turn` was when it came. The caller then `assign`s, before any other event.
         """
         if 0 <= self.max_queued <= self.queued or self._is_too_long(now):
-            self._after_queue()
             return None
         waiting = Waiting(turn, now, deadline, model_id, session_id, token)
         queue = self._queue
@@ -282,18 +283,22 @@ class ReplicaScheduler:
         if load >= 0:
             replica.others = load - sent if load > sent else 0
             replica.is_heard = True
+        if replica.is_asked:
+            # We asked without a notice, and were not refused: we seem to be in its ring no more.
+            self._let_in(replica)
 
     def refused(self, replica: Replica, now: float, load: int = -1) -> None:
         """The replica is full, and remembers us."""
         self.done(replica, load)
         replica.is_rationed = True
-        replica.credits = 0
+        replica.is_asked = False
         replica.asked_at = now
 
     def noticed(self, replica: Replica, now: float) -> None:
         """A slot there is held for us."""
         if replica.is_rationed:
             replica.credits += 1
+            replica.is_asked = False
             replica.asked_at = now
         # Else we have left, and the slot is given to another by now.
 
@@ -347,6 +352,7 @@ class ReplicaScheduler:
             for replica in self.replicas.values():
                 if replica.is_rationed and not replica.credits and now - replica.asked_at >= OFFER_AGAIN_S:
                     replica.credits = 1
+                    replica.is_asked = True
                     replica.asked_at = now
         return late
 
@@ -381,7 +387,7 @@ class ReplicaScheduler:
     def _noticing(group: list[Replica]) -> Replica | None:
         """One that holds a slot for us: nobody else can use that."""
         for replica in group:
-            if replica.credits and replica.sent < replica.limit:
+            if replica.credits:
                 return replica
         return None
 
@@ -435,8 +441,8 @@ class ReplicaScheduler:
                 or self._least_busy(group)
                 or min((r for r in group if r.has_room()), key=_others, default=None)
             )
-        key = session_id.encode()
-        return max((r for r in group if r.has_room()), key=lambda r: crc32(key, r.seed), default=None)
+        key = crc32(session_id.encode())
+        return max((r for r in group if r.has_room()), key=lambda r: _mixed(key, r.seed), default=None)
 
     def _sent(self, replica: Replica, model_id: str) -> None:
         replica.sent += 1
@@ -470,17 +476,16 @@ class ReplicaScheduler:
             self._queue = deque(w for w in self._queue if not w.is_over)
 
     def _after_queue(self) -> None:
-        """Nothing waits any more: leave the rings, so that nobody holds slots for us."""
         if self.queued == 0:
             self._queue.clear()
             self._next_deadline = 0.0
-            for replica in self.replicas.values():
-                if replica.is_rationed:
-                    self._let_in(replica)
-                    self.leaving.append(replica)
 
     def _give_back(self) -> None:
-        """Slots that are held for us, and that nobody here wants (each waits for its model elsewhere)."""
+        """Leave the ring of a replica that holds a slot for us which nobody here wants.
+
+        Only then. Simulated: routers that left as soon as nothing waited gave up their turn at one replica
+        while their offer to the next was on its way, was refused there, and so on: 400 refusals a request.
+        """
         for replica in self.replicas.values():
             if replica.credits:
                 self._let_in(replica)
@@ -489,6 +494,7 @@ class ReplicaScheduler:
     @staticmethod
     def _let_in(replica: Replica) -> None:
         replica.is_rationed = False
+        replica.is_asked = False
         replica.credits = 0
 
     def _measure(self, now: float) -> None:
@@ -512,12 +518,16 @@ class ReplicaScheduler:
             assert replica.sent >= 0
             assert replica.is_rationed or not replica.credits
             assert replica.is_usable == (replica in self._near or replica in self._far)
-        if not self.queued:
-            assert not any(replica.is_rationed for replica in self.replicas.values())
 
 
 def _models_and_load(replica: Replica) -> tuple[int, int]:
     return len(replica.models) + len(replica.loading) + len(replica.expected), replica.load
+
+
+def _mixed(key: int, seed: int) -> int:
+    """Both, well stirred: each session has its own order of the replicas (rendezvous hashing)."""
+    mixed = (key ^ seed) * 0x9E3779B1 & 0xFFFFFFFF
+    return (mixed ^ mixed >> 15) * 0x85EBCA77 & 0xFFFFFFFF
 
 
 def _others(replica: Replica) -> int:
