@@ -14,8 +14,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from retinue.core import doors
+from retinue.serve.access_log import AccessLog
 from retinue.serve.config import HTTPOptions, gRPCOptions
-from retinue.serve.proxy.access_log import AccessLog
 from retinue.serve.proxy.measures import RequestMeasures
 from retinue.serve.proxy.server import HttpServer, Limits, Tls
 from retinue.serve.routing.process import RouterSet, use_this_loop

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from retinue.serve.access_log import Access, AccessLog
 from retinue.serve.messages import Route, RouteTable
 from retinue.serve.proxy import answers
-from retinue.serve.proxy.access_log import Access, AccessLog
 from retinue.serve.proxy.answers import Answer
 from retinue.serve.proxy.asgi_side import AsgiSide
 from retinue.serve.proxy.http import ProxyProtocol

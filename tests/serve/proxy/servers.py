@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from retinue.serve.messages import HttpHead, HttpResponseHead, Route, RouteTable, pack, unpack
-from retinue.serve.proxy.access_log import AccessLog
+from retinue.serve.access_log import AccessLog
 from retinue.serve.proxy.measures import RequestMeasures
 from retinue.serve.proxy.server import HttpServer, Limits
 
