@@ -69,7 +69,7 @@ def ingress(app: Any = None) -> Callable[..., Any]:
             cls = type("ASGIIngressDeployment", (_Holder,), {"__module__": __name__})
         if not inspect.isclass(cls):
             raise ValueError(f"@serve.ingress decorates a class, not {cls!r}; put it below @serve.deployment")
-        if callable(getattr(cls, "__call__", None)) and "__call__" in _own_names(cls):
+        if "__call__" in _own_names(cls):
             raise ValueError(
                 f"{cls.__name__} has a __call__ method, but the application of @serve.ingress answers requests"
             )

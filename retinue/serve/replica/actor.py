@@ -19,6 +19,7 @@ import msgspec
 import retinue
 from retinue.core import doors
 from retinue.serve import multiplexing
+from retinue.serve.batching.decorator import set_home_loop
 from retinue.serve.context import ReplicaContext, set_replica_context
 from retinue.serve.exceptions import RetinueServeException
 from retinue.serve.messages import REPLICA_DOOR, DeploymentSpec, ReplicaStarted, ReplicaStats, decode
@@ -33,8 +34,8 @@ from retinue.serve.replica.user_code import UserCode
 logger = logging.getLogger("retinue.serve")
 
 DEBUG_ERRORS_SETTING = "RETINUE_SERVE_DEBUG_ERRORS"
-# Requests may take long by right, so that a replica in which none finishes is only logged, unless this is set:
-# then it is unhealthy after so many seconds.
+# Requests may take long by right, so that a replica in which none finishes is only logged, unless this is
+# set: then it is unhealthy after so many seconds.
 STUCK_SETTING = "RETINUE_SERVE_UNHEALTHY_WITHOUT_PROGRESS_S"
 LOG_STUCK_AFTER_S = 60.0
 HOOK_THREADS = 2
@@ -81,7 +82,8 @@ class ReplicaActor:
         set_replica_context(self._context)
 
     async def initialize(self) -> ReplicaStarted:
-        """Run the user's constructor, `reconfigure` and lifespan, then open the door. Raises what they raise."""
+        """Run the user's constructor, `reconfigure` and lifespan, then open the door. Raises what these do."""
+        set_home_loop(asyncio.get_running_loop())
         multiplexing.registry.listener = self._slots.models_changed
         await self._user.construct()
         self._context.servable_object = self._user.instance
@@ -144,7 +146,7 @@ class ReplicaActor:
     # --- health
 
     async def check_health(self) -> None:
-        """Raise if the user's `check_health` does, or (where the setting asks for it) if no request finishes."""
+        """Raise if the user's `check_health` does, or, where the setting asks for it, if nothing finishes."""
         self._look_at_progress(time.monotonic())
         method = self._user.hook("check_health")
         if method is not None:
@@ -207,7 +209,7 @@ class ReplicaActor:
     # --- the end
 
     async def drain(self) -> None:
-        """Refuse what comes, wait for what runs, then end the user's code. Called twice, both wait for that."""
+        """Refuse what comes, wait for what runs, end the user's code. Called twice, both wait for that."""
         if self._drained is None:
             self._drained = asyncio.ensure_future(self._drain())
         await asyncio.shield(self._drained)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import numpy
+import numpy as np
 import pydantic
 import pytest
 from starlette.exceptions import HTTPException
@@ -42,8 +42,8 @@ def answer(value: Any) -> Any:
         (5, JSON, b"5"),
         (Point(x=1), JSON, b'{"x":1}'),
         ({"p": Point(x=1)}, JSON, b'{"p":{"x":1}}'),
-        (numpy.float32(0.5), JSON, b"0.5"),
-        ({"v": numpy.arange(3)}, JSON, b'{"v":[0,1,2]}'),
+        (np.float32(0.5), JSON, b"0.5"),
+        ({"v": np.arange(3)}, JSON, b'{"v":[0,1,2]}'),
         ({None: 1}, JSON, b'{"null":1}'),
         ((1, 2), JSON, b"[1,2]"),
     ],
