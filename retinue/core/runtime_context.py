@@ -111,7 +111,10 @@ class RuntimeContext:
         return dict(self._runtime.node_labels)
 
     def is_canceled(self) -> bool:
-        """Whether the running task or method was cancelled; long synchronous methods should ask."""
+        """Whether the running task, method or request was cancelled; long synchronous code should ask."""
+        request = context.cancellable.get()
+        if request is not None and request.is_cancelled:
+            return True
         running = context.running.get()
         return running.is_cancelled if running is not None else False
 

@@ -6,6 +6,8 @@
 - `open_listener`, `release_listener`: listening sockets that outlive their process.
 - `watch_nodes`: nodes that join, drain and leave.
 - `doors.admin`: HTTP routes in the admin server.
+- `cancellable`: a context variable for what a library runs, whose `is_cancelled` user code asks for by
+  `get_runtime_context().is_canceled()`.
 - `session_dir`: where a library keeps its logs.
 
 Measured by `loadtests/doors.py`, Python 3.11, uvloop 0.22.1, both processes on one core of a busy machine, so
@@ -41,6 +43,7 @@ from retinue.core.doors.process import open_door as open  # noqa: A004 - `doors.
 from retinue.core.doors.serving import Door, DoorContext, DoorHandler
 from retinue.core.doors.watching import Watch
 from retinue.core.wire.messages import Address
+from retinue.core.worker.context import cancellable
 
 __all__ = [
     "DRAINING",
@@ -65,6 +68,7 @@ __all__ = [
     "Node",
     "NodeEvent",
     "Watch",
+    "cancellable",
     "connect",
     "open",
     "open_listener",

@@ -34,17 +34,17 @@ def batch(
 ) -> Callable[..., Any]:
     """Compute calls that come one by one together: the function gets lists, each caller its own result.
 
-    For functions and methods, `async def` (run on the loop) or `def` (run in a thread). It returns a list as long
-    as what it got, in which an exception instance fails its own caller; or it is an async generator of such
-    lists, where StopIteration ends one caller's stream. A batch begins at once when none runs; while one runs,
-    the next one grows.
+    For functions and methods, `async def` (run on the loop) or `def` (run in a thread). It returns a list as
+    long as what it got, in which an exception instance fails its own caller; or it is an async generator of
+    such lists, where StopIteration ends one caller's stream. A batch begins at once when none runs; while one
+    runs, the next one grows.
 
     max_batch_size: of a batch, in items, or in what `batch_size_fn` returns for a list of items.
     batch_wait_timeout_s: how long a batch that could begin may wait to grow, in seconds.
     max_concurrent_batches: how many run at once.
 
-    The decorated function has `set_max_batch_size`, `set_batch_wait_timeout_s`, `set_max_concurrent_batches`, and
-    `get_...` for each. Calls whose caller has left, or whose deadline has passed, are in no batch. Raises
+    The decorated function has `set_max_batch_size`, `set_batch_wait_timeout_s`, `set_max_concurrent_batches`,
+    and `get_...` for each. Calls whose caller has left, or whose deadline has passed, are in no batch. Raises
     TypeError and ValueError for options that make no sense.
     """
     settings = Settings(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn)

@@ -19,7 +19,7 @@ from retinue.serve.context import RequestContext, request_context
 from retinue.serve.messages import CallHead, HttpHead, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
-from retinue.serve.replica.answering import Shielded, begin, single
+from retinue.serve.replica.answering import Shielded, Turn, begin, single
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.user_code import ASYNC, UserCode, close, is_stream
 
@@ -232,9 +232,12 @@ class ReplicaDoor:
         items = await user.run(method, args, kwargs)
         if not is_stream(items):
             raise TypeError(f"{user.spec.name}.{head.method} does not generate items: use stream=False")
+        turn = Turn()
         try:
             async for item in items:
                 yield dumps(item)
+                if turn.is_over():
+                    await asyncio.sleep(0)
         finally:
             await close(items)
 

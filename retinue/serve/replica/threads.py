@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from retinue.core.doors import cancellable
 from retinue.serve.context import request_context
 
 # A generator runs ahead of its reader by so many items at most.
@@ -30,6 +31,7 @@ class Job:
         self._loop = loop
         self._function = function
         self._context = contextvars.copy_context()
+        self._context.run(cancellable.set, request_context.get())
         self._claim = [None]  # popped by the thread that runs it, or by whoever gives it up before: atomic
         self._waiter: asyncio.Future[None] | None = None
         self.value: Any = None
