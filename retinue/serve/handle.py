@@ -26,6 +26,7 @@ from retinue.serve.exceptions import (
 )
 from retinue.serve.messages import CallHead
 from retinue.serve.payload import Forwarded, dump_call, loads
+from retinue.serve.routing.names import DeploymentID
 from retinue.serve.routing.process import RouterSet, routers
 from retinue.serve.routing.router import RequestMeta
 from retinue.serve.routing.streams import RoutedStream
@@ -56,17 +57,6 @@ def _forget_prefix() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_prefix)
-
-
-@dataclass(frozen=True, slots=True)
-class DeploymentID:
-    """A deployment's name, and its application's."""
-
-    name: str
-    app_name: str = "default"
-
-    def __str__(self) -> str:
-        return f"{self.app_name}#{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ class _Reporter:
         self._timer = None
         is_busy = False
         for router in self._routers.routers:
-            queued, ongoing = router.scheduler.queued, router.scheduler.ongoing
+            queued, ongoing = router.queued, router.scheduler.ongoing
             was = self._told.get(router)
             if not (queued or ongoing):
                 if was is not None and self._send(router, 0, 0):
@@ -185,7 +185,7 @@ class _Reporter:
             self.begin()
 
     def tell(self, router: Router) -> None:
-        queued, ongoing = router.scheduler.queued, router.scheduler.ongoing
+        queued, ongoing = router.queued, router.scheduler.ongoing
         self.begin()
         if self._send(router, queued, ongoing):
             self._told[router] = (queued, ongoing, 1)
@@ -232,7 +232,7 @@ class _Reporter:
                     continue
                 self._told.clear()  # this one knows nothing yet
                 for router in self._routers.routers:
-                    if router.scheduler.queued:
+                    if router.queued:
                         self.tell(router)
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from retinue.serve.messages import (
     ReplicaInfo,
 )
 from retinue.serve.routing.links import Link
+from retinue.serve.routing.policy import Policy
 from retinue.serve.routing.scheduler import Replica, ReplicaScheduler, Waiting
 from retinue.serve.routing.streams import Replayed, RoutedStream
 
@@ -72,11 +73,24 @@ class _NoConnection:
 _NO_CONNECTION = _NoConnection()
 
 
+_NO_KWARGS: dict[str, Any] = {}
+
+
 class RequestMeta:
     """What a router must know of a request. `deadline` reads as `time.monotonic()`, 0 is none;
     `may_repeat`: it may be executed twice."""
 
-    __slots__ = ("deadline", "may_repeat", "model_id", "request_id", "session_id", "trace")
+    __slots__ = (
+        "args",
+        "deadline",
+        "kwargs",
+        "may_repeat",
+        "method",
+        "model_id",
+        "request_id",
+        "session_id",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -93,6 +107,10 @@ class RequestMeta:
         self.model_id = model_id
         self.session_id = session_id
         self.may_repeat = may_repeat
+        # Of a handle's call, for users' routers.
+        self.method = "__call__"
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = _NO_KWARGS
 
 
 class Router:
@@ -113,6 +131,7 @@ class Router:
         self._links: dict[str, Link] = {}
         self._ticker: asyncio.TimerHandle | None = None
         self._is_reported = False  # the controller is being told
+        self._policy: Policy | None = None  # the user's own choice
 
     # --- requests
 
@@ -143,6 +162,8 @@ class Router:
                 scheduler.done(replica, connection.loads[REPLICA_DOOR])
                 if scheduler.queued:
                     self._assign()
+                if self._policy is not None:
+                    self._policy.completed(link, meta.request_id)
                 return reply
 
     async def ask(self, method: str, body: bytes, meta: RequestMeta) -> bytes | RoutedStream:
@@ -174,6 +195,8 @@ class Router:
                 scheduler.done(replica, connection.loads[REPLICA_DOOR])
                 if scheduler.queued:
                     self._assign()
+                if self._policy is not None:
+                    self._policy.completed(link, meta.request_id)
                 return answer
 
     async def stream(self, method: str, body: bytes, meta: RequestMeta) -> RoutedStream:
@@ -260,6 +283,8 @@ class Router:
         if not self._is_reported:
             self._is_reported = True
             self._routers.report_soon()
+        if self._policy is not None:
+            return None
         if meta.model_id or meta.session_id:
             return self.scheduler.take_for(meta.model_id, meta.session_id)
         return self.scheduler.take()
@@ -271,6 +296,8 @@ class Router:
         if 0.0 < meta.deadline <= now:
             self._assign()
             raise DoorTimeoutError("the request's deadline passed before a replica had room for it")
+        if self._policy is not None:
+            return await self._wait_for_policy(self._policy, meta, now)
         token: asyncio.Future[Replica] = self._loop.create_future()
         scheduler = self.scheduler
         waiting = scheduler.wait(
@@ -293,6 +320,24 @@ class Router:
                 self._tell_leaving()
             raise
 
+    async def _wait_for_policy(self, policy: Policy, meta: RequestMeta, now: float) -> Replica:
+        limit = self.scheduler.max_queued
+        if 0 <= limit <= policy.waiting:
+            raise self._overload(now)
+        if not policy.waiting:
+            self._loop.call_soon(self._routers.report_now, self)
+        try:
+            return await policy.choose(meta, NO_REPLICA_S)
+        except LookupError:
+            raise self._unavailable(
+                f"none of its replicas became ready within {NO_REPLICA_S:.0f} s"
+            ) from None
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a replica."""
+        return self.scheduler.queued + self.scheduler.outside
+
     def _overload(self, now: float) -> BackPressureError:
         routing = self.routing or DeploymentRouting(self.app_name, self.deployment_name)
         scheduler = self.scheduler
@@ -301,7 +346,7 @@ class Router:
             retry_after_s = scheduler.retry_after_s(now)
         self._tell_leaving()
         return BackPressureError(
-            scheduler.queued, scheduler.max_queued, routing.backpressure_status, retry_after_s
+            self.queued, scheduler.max_queued, routing.backpressure_status, retry_after_s
         )
 
     def _failed(self, link: Link, error: BaseException, meta: RequestMeta, lost: int) -> int:
@@ -310,6 +355,8 @@ class Router:
         It does exactly if nothing was executed, or if it may be executed twice.
         """
         replica = link.replica
+        if self._policy is not None:
+            self._policy.completed(link, meta.request_id)
         if isinstance(error, DoorRefusedError):
             if error.reason == REFUSED_DRAINING:
                 self.over(link)
@@ -333,6 +380,12 @@ class Router:
 
     # --- events
 
+    def stream_over(self, link: Link, request_id: str) -> None:
+        """A streamed answer has ended."""
+        self.over(link)
+        if self._policy is not None:
+            self._policy.completed(link, request_id)
+
     def over(self, link: Link, *, is_known: bool = True) -> None:
         """A request there has ended. `is_known`: the replica has just told its load."""
         self.scheduler.done(link.replica, link.load if is_known else -1)
@@ -348,18 +401,26 @@ class Router:
 
     def usable(self, link: Link) -> None:
         self.scheduler.usable(link.replica)
+        self._replicas_changed()
         if self.scheduler.queued:
             self._assign()
 
     def lost(self, link: Link) -> None:
         self.scheduler.unusable(link.replica)
+        self._replicas_changed()
 
     def drains(self, link: Link) -> None:
-        self.scheduler.unusable(link.replica)
+        self.lost(link)
+
+    def _replicas_changed(self) -> None:
+        if self._policy is not None:
+            self._policy.update()
 
     def noticed(self, link: Link) -> None:
         self.scheduler.noticed(link.replica, time.monotonic())
         self._assign()
+        if self._policy is not None:
+            self._policy.wake()
 
     def models(self, link: Link, models: list[str], loading: list[str]) -> None:
         self.scheduler.models(link.replica, models, loading)
@@ -420,6 +481,7 @@ class Router:
         """The deployment as it is now."""
         self.routing = routing
         scheduler = self.scheduler
+        self._update_policy(routing.router)
         scheduler.max_queued = routing.max_queued_requests
         scheduler.max_queue_wait_s = routing.max_queue_wait_s
         known = {info.replica_id: info for info in routing.replicas}
@@ -438,6 +500,19 @@ class Router:
                     waiting.token.set_exception(self._unavailable(self._problem()))
         self._assign()
 
+    def _update_policy(self, config: str) -> None:
+        if config == (self._policy.config if self._policy is not None else ""):
+            return
+        self._policy = None
+        if config:
+            try:
+                self._policy = Policy(self, config, self._routers.node_id)
+            except Exception:
+                # Users' code: without it requests are routed all the same.
+                logger.exception("the request router of %s#%s fails", self.app_name, self.deployment_name)
+            else:
+                self._policy.update()
+
     def _add(self, info: ReplicaInfo) -> None:
         is_near = info.node_id == self._routers.node_id
         replica = self.scheduler.add(info.replica_id, info.max_ongoing_requests, is_near=is_near)
@@ -447,6 +522,7 @@ class Router:
     def _remove(self, replica_id: str) -> None:
         link = self._links.pop(replica_id)
         self.scheduler.remove(replica_id)
+        self._replicas_changed()
         link.close_when_idle()
 
     def _problem(self) -> str:

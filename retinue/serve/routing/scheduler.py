@@ -125,6 +125,7 @@ class ReplicaScheduler:
         self.max_queued = max_queued
         self.max_queue_wait_s = max_queue_wait_s
         self.queued = 0
+        self.outside = 0  # requests that wait elsewhere (for a user's router), and `claim`
         self.turn = 0
         self.leaving: list[Replica] = []
         self.replicas: dict[str, Replica] = {}
@@ -349,12 +350,16 @@ class ReplicaScheduler:
         self._after_queue()
         if self.queued:
             self._measure(now)
-            for replica in self.replicas.values():
-                if replica.is_rationed and not replica.credits and now - replica.asked_at >= OFFER_AGAIN_S:
-                    replica.credits = 1
-                    replica.is_asked = True
-                    replica.asked_at = now
+            self.ask_again(now)
         return late
+
+    def ask_again(self, now: float) -> None:
+        """Allow one offer to each replica whose notice has not come for long."""
+        for replica in self.replicas.values():
+            if replica.is_rationed and not replica.credits and now - replica.asked_at >= OFFER_AGAIN_S:
+                replica.credits = 1
+                replica.is_asked = True
+                replica.asked_at = now
 
     def waiting_longer_than(self, limit_s: float, now: float) -> list[Waiting]:
         """Takes those out of the queue that have waited for more than `limit_s`; a negative limit: all."""
@@ -486,6 +491,8 @@ class ReplicaScheduler:
         Only then. Simulated: routers that left as soon as nothing waited gave up their turn at one replica
         while their offer to the next was on its way, was refused there, and so on: 400 refusals a request.
         """
+        if self.outside:
+            return
         for replica in self.replicas.values():
             if replica.credits:
                 self._let_in(replica)

@@ -80,7 +80,7 @@ class RoutedStream:
     def _over(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._router.over(self._link)
+            self._router.stream_over(self._link, self._request_id)
 
     def _translated(self, error: BaseException) -> BaseException:
         if isinstance(error, DoorClosedError):
