@@ -7,6 +7,7 @@ controller does. Each call waits for the controller where its docstring says so.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import sys
@@ -106,7 +107,7 @@ def _connect() -> None:
 
 def _model(model: type[M], given: Mapping[str, Any] | M | None) -> M | None:
     if given is None or isinstance(given, model):
-        return given  # type: ignore[return-value]
+        return given
     return model.model_validate(given)
 
 
@@ -222,13 +223,15 @@ def run_many(
 
 
 def _built(target: RunTarget) -> ApplicationSpec:
-    if not isinstance(target.target, Application):
-        resolve(target.target)  # says what it is instead
+    app: Any = target.target
+    if not isinstance(app, Application):
+        if not inspect.isfunction(app):
+            resolve(app)  # says what it is instead
         raise TypeError(
             "serve.run takes an application, as .bind() returns it; call the builder function first"
         )
     return build(
-        target.target,
+        app,
         name=target.name,
         route_prefix=target.route_prefix,
         logging_config=_model(LoggingConfig, target.logging_config),

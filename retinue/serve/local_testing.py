@@ -79,13 +79,8 @@ class LocalReplicas:
     def wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
-    def get(self, app_name: str, deployment_name: str) -> LocalReplica:
-        replica = self.replicas.get((app_name, deployment_name))
-        if replica is None:
-            raise DeploymentUnavailableError(
-                f"{app_name}#{deployment_name}", "it does not run in this process"
-            )
-        return replica
+    def get(self, app_name: str, deployment_name: str) -> LocalReplica | _Absent:
+        return self.replicas.get((app_name, deployment_name)) or _Absent(f"{app_name}#{deployment_name}")
 
     get_soon = get
 
@@ -114,6 +109,18 @@ def _local_replicas() -> LocalReplicas:
         if _replicas is None:
             _replicas = LocalReplicas()
         return _replicas
+
+
+class _Absent:
+    """In the place of a deployment that does not run here: its calls fail, as others do, when awaited."""
+
+    def __init__(self, deployment_id: str) -> None:
+        self._id = deployment_id
+
+    async def call(self, method: str, body: bytes, meta: RequestMeta) -> Any:
+        raise DeploymentUnavailableError(self._id, "it does not run in this process")
+
+    stream = broadcast = call
 
 
 class _Call:
