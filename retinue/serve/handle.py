@@ -461,6 +461,8 @@ class DeploymentHandle(Generic[T]):
         options = self._options
         found = self._routers()
         meta, head = self._meta_and_head()
+        meta.args = args
+        meta.kwargs = kwargs
         key = self._key()
         if options.stream:
 
@@ -513,6 +515,7 @@ class DeploymentHandle(Generic[T]):
             options.multiplexed_model_id,
             options.session_id,
         )
+        meta.method = options.method_name
         head = CallHead(
             options.method_name,
             options.multiplexed_model_id,
@@ -557,7 +560,8 @@ async def _body(head: CallHead, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     blobs: list[bytes] = []
     waited: list[Awaitable[Any]] = []
     places: list[tuple[int | str, bool]] = []  # position or name, and whether it is passed on as it came
-    named: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    named: dict[int | str, Any] = dict(enumerate(args))
+    named.update(kwargs)
     for place, value in named.items():
         if isinstance(value, DeploymentResponse):
             waited.append(value._payload())

@@ -34,12 +34,13 @@ from retinue.serve.messages import (
     DeploymentRouting,
     ReplicaInfo,
 )
+from retinue.serve.routing.asking import Asking, OnAnswer
 from retinue.serve.routing.links import Link
-from retinue.serve.routing.policy import Policy
 from retinue.serve.routing.scheduler import Replica, ReplicaScheduler, Waiting
 from retinue.serve.routing.streams import Replayed, RoutedStream
 
 if TYPE_CHECKING:
+    from retinue.serve.routing.policy import Policy
     from retinue.serve.routing.process import RouterSet
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class _NoConnection:
 
 
 _NO_CONNECTION = _NoConnection()
+
+
+def _none_ready() -> str:
+    return f"none of its replicas became ready within {NO_REPLICA_S:.0f} s"
 
 
 _NO_KWARGS: dict[str, Any] = {}
@@ -125,7 +130,9 @@ class Router:
         self.app_name = app_name
         self.deployment_name = deployment_name
         self.routing: DeploymentRouting | None = None  # None: nothing is known yet
-        self.scheduler = ReplicaScheduler(random.random)
+        self.scheduler = ReplicaScheduler(
+            random.random, max_queued=DeploymentRouting("", "").max_queued_requests
+        )
         self._routers = routers
         self._loop = routers.loop
         self._links: dict[str, Link] = {}
@@ -155,7 +162,7 @@ class Router:
                     trace=meta.trace,
                 )
             except BaseException as error:  # noqa: BLE001 - raised again, or the request is repeated
-                lost = self._failed(link, error, meta, lost)
+                lost = self.failed(link, error, meta, lost)
                 replica = None
             else:
                 scheduler = self.scheduler
@@ -169,8 +176,22 @@ class Router:
     async def ask(self, method: str, body: bytes, meta: RequestMeta) -> bytes | RoutedStream:
         """As `call`; where the replica answers with items, a stream of them."""
         replica = self._take(meta)
-        turn = self.scheduler.turn
-        lost = 0
+        return await self.ask_from(replica, self.scheduler.turn, 0, method, body, meta)
+
+    def ask_soon(self, method: str, body: bytes, meta: RequestMeta, then: OnAnswer) -> Asking:
+        """As `ask`, for those who have no task: `then(answer, error)` is called once, unless it is cancelled.
+
+        It must not raise. It may be called before this returns.
+        """
+        asking = Asking(self, method, body, meta, then)
+        replica = self._take(meta)
+        asking.begin(replica, self.scheduler.turn)
+        return asking
+
+    async def ask_from(
+        self, replica: Replica | None, turn: int, lost: int, method: str, body: bytes, meta: RequestMeta
+    ) -> bytes | RoutedStream:
+        """The rest of `ask`: with a replica that was taken, or in the queue at its `turn`."""
         while True:
             if replica is None:
                 replica = await self._wait(turn, meta)
@@ -186,18 +207,22 @@ class Router:
                     trace=meta.trace,
                 )
             except BaseException as error:  # noqa: BLE001 - raised again, or the request is repeated
-                lost = self._failed(link, error, meta, lost)
+                lost = self.failed(link, error, meta, lost)
                 replica = None
             else:
                 if type(answer) is not bytes:
                     return RoutedStream(self, link, answer, [], meta.request_id)  # type: ignore[arg-type]
-                scheduler = self.scheduler
-                scheduler.done(replica, connection.loads[REPLICA_DOOR])
-                if scheduler.queued:
-                    self._assign()
-                if self._policy is not None:
-                    self._policy.completed(link, meta.request_id)
+                self.answered(link, meta)
                 return answer
+
+    def answered(self, link: Link, meta: RequestMeta) -> None:
+        """A request there has its answer."""
+        scheduler = self.scheduler
+        scheduler.done(link.replica, link.load)
+        if scheduler.queued:
+            self._assign()
+        if self._policy is not None:
+            self._policy.completed(link, meta.request_id)
 
     async def stream(self, method: str, body: bytes, meta: RequestMeta) -> RoutedStream:
         """A streamed answer; returns once its first item, or its end, has come."""
@@ -250,7 +275,7 @@ class Router:
                 stream = begin(link)
                 first = await stream.read()
             except BaseException as error:  # noqa: BLE001 - raised again, or the request is repeated
-                lost = self._failed(link, error, meta, lost)
+                lost = self.failed(link, error, meta, lost)
                 replica = None
             else:
                 return RoutedStream(self, link, stream, first, meta.request_id)
@@ -329,9 +354,7 @@ class Router:
         try:
             return await policy.choose(meta, NO_REPLICA_S)
         except LookupError:
-            raise self._unavailable(
-                f"none of its replicas became ready within {NO_REPLICA_S:.0f} s"
-            ) from None
+            raise self._unavailable(_none_ready()) from None
 
     @property
     def queued(self) -> int:
@@ -349,7 +372,7 @@ class Router:
             self.queued, scheduler.max_queued, routing.backpressure_status, retry_after_s
         )
 
-    def _failed(self, link: Link, error: BaseException, meta: RequestMeta, lost: int) -> int:
+    def failed(self, link: Link, error: BaseException, meta: RequestMeta, lost: int) -> int:
         """Raise, or return how many replicas this request has lost: it goes to another one.
 
         It does exactly if nothing was executed, or if it may be executed twice.
@@ -470,7 +493,7 @@ class Router:
         if 0.0 < waiting.deadline <= now:
             error: Exception = DoorTimeoutError("no replica had room for the request before its deadline")
         elif not self.scheduler.replicas:
-            error = self._unavailable(f"none of its replicas became ready within {NO_REPLICA_S:.0f} s")
+            error = self._unavailable(_none_ready())
         else:
             error = self._overload(now)
         token.set_exception(error)
@@ -505,6 +528,9 @@ class Router:
             return
         self._policy = None
         if config:
+            # Here, for it brings pydantic, which most processes with a handle do not need (90 ms).
+            from retinue.serve.routing.policy import Policy
+
             try:
                 self._policy = Policy(self, config, self._routers.node_id)
             except Exception:

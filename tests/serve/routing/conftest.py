@@ -235,7 +235,7 @@ class Deployment:
             retinue.kill(actor)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     retinue.init(num_cpus=4)
     yield
