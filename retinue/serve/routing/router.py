@@ -323,7 +323,7 @@ class Router:
             raise DoorTimeoutError("the request's deadline passed before a replica had room for it")
         if self._policy is not None:
             return await self._wait_for_policy(self._policy, meta, now)
-        token: asyncio.Future[Replica] = self._loop.create_future()
+        token: asyncio.Future[Replica | None] = self._loop.create_future()  # None: ask the policy instead
         scheduler = self.scheduler
         waiting = scheduler.wait(
             turn, now, token, deadline=meta.deadline, model_id=meta.model_id, session_id=meta.session_id
@@ -336,14 +336,16 @@ class Router:
         if self._ticker is None and scheduler.queued:
             self._tick_soon()
         try:
-            return await token
+            replica = await token
         except asyncio.CancelledError:
             if token.done() and not token.cancelled() and token.exception() is None:
-                self.over(token.result().link)  # it had been given one
+                if (given := token.result()) is not None:
+                    self.over(given.link, is_known=False)
             else:
                 scheduler.cancel(waiting)
                 self._tell_leaving()
             raise
+        return await self._wait(turn, meta) if replica is None else replica
 
     async def _wait_for_policy(self, policy: Policy, meta: RequestMeta, now: float) -> Replica:
         limit = self.scheduler.max_queued
@@ -487,7 +489,7 @@ class Router:
             self._tick_soon()
 
     def _fail(self, waiting: Waiting, now: float) -> None:
-        token: asyncio.Future[Replica] = waiting.token
+        token: asyncio.Future[Replica | None] = waiting.token
         if token.done():
             return
         if 0.0 < waiting.deadline <= now:
@@ -538,6 +540,9 @@ class Router:
                 logger.exception("the request router of %s#%s fails", self.app_name, self.deployment_name)
             else:
                 self._policy.update()
+                for waiting in self.scheduler.waiting_longer_than(-1.0, 0.0):
+                    if not waiting.token.done():
+                        waiting.token.set_result(None)
 
     def _add(self, info: ReplicaInfo) -> None:
         is_near = info.node_id == self._routers.node_id
