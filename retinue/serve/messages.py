@@ -107,6 +107,7 @@ class RouteTable(Struct, frozen=True):
 #   call("handle")     body: CallHead | payload -> payload (a serialized value)
 #   stream("handle")   body: CallHead | payload -> items, each a payload
 #   call("grpc"), stream("grpc"), exchange("grpc")   first body or item: GrpcHead | request message
+#   call("handle:all") as call("handle"), past the limit: a handle's broadcast. Neither admitted nor counted
 #   stream("events")   -> msgpack of ReplicaEvent, for as long as the router lives
 #   call("leave")      the router has nothing waiting any more: no notices -> b""
 #   call("leave")      body: b"" -> b"": the router has no waiting requests any more; no more notices, and

@@ -30,6 +30,7 @@ from retinue.serve.replica.progress import Progress
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.threads import ThreadPool
 from retinue.serve.replica.user_code import UserCode
+from retinue.serve.routing.process import use_this_loop
 
 logger = logging.getLogger("retinue.serve")
 
@@ -84,6 +85,7 @@ class ReplicaActor:
     async def initialize(self) -> ReplicaStarted:
         """Run the user's constructor, `reconfigure` and lifespan, then open the door. Raises what these do."""
         set_home_loop(asyncio.get_running_loop())
+        use_this_loop(self._replica_id)  # handles in user code share it
         multiplexing.registry.listener = self._slots.models_changed
         await self._user.construct()
         self._context.servable_object = self._user.instance

@@ -67,6 +67,8 @@ class ReplicaDoor:
             answering = self._http
         elif method == "handle":
             answering = self._handle
+        elif method == "handle:all":
+            return await self._handle(body, context)
         else:
             raise DoorRefusedError(UNKNOWN_METHOD)
         slots.take(context.caller)
