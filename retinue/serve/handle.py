@@ -14,6 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Generic, NoReturn, Self, TypeVar
@@ -28,7 +29,7 @@ from retinue.serve.messages import CallHead
 from retinue.serve.payload import Forwarded, dump_call, loads
 from retinue.serve.routing.names import DeploymentID
 from retinue.serve.routing.process import RouterSet, routers
-from retinue.serve.routing.router import RequestMeta
+from retinue.serve.routing.router import RequestMeta, Router
 from retinue.serve.routing.streams import RoutedStream
 
 T = TypeVar("T")
@@ -381,6 +382,44 @@ def _broadcast_results(answers: list[bytes | BaseException], return_exceptions: 
 # --- handles
 
 
+class ReplicaSelection:
+    """A replica that `choose_replica` chose. `node_ip` is empty on one machine."""
+
+    def __init__(
+        self,
+        replica_id: str,
+        node_ip: str,
+        port: int | None,
+        node_id: str,
+        *,
+        deployment_id: DeploymentID,
+        routed: tuple[Any, ...],
+    ) -> None:
+        self.replica_id = replica_id
+        self.node_ip = node_ip
+        self.port = port
+        self.node_id = node_id
+        self.availability_zone: str | None = None
+        self.replica_metadata: dict[str, Any] = {}
+        self.deployment_id = deployment_id
+        self.routed = routed
+        self.is_dispatched = False
+        self.is_over = False
+
+    @property
+    def address(self) -> str:
+        """host:port of its process."""
+        return f"{self.node_ip}:{self.port}" if self.port else self.node_ip
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("replica_id", "node_ip", "port", "node_id", "availability_zone", "replica_metadata")
+        return {name: getattr(self, name) for name in names}
+
+
+async def _get(routers: RouterSet, key: tuple[str, str]) -> Router:
+    return routers.get(*key)
+
+
 class DeploymentHandle(Generic[T]):
     """Calls the methods of a deployment: `handle.remote(...)`, `handle.method.remote(...)`.
 
@@ -483,6 +522,54 @@ class DeploymentHandle(Generic[T]):
         return DeploymentResponse(
             _Call(found, meta.request_id, lambda: found.get(*key).call("handle", body, meta))
         )
+
+    @asynccontextmanager
+    async def choose_replica(self, *args: Any, **kwargs: Any) -> AsyncIterator[ReplicaSelection]:
+        """Choose a replica as `remote` would, to call it with `dispatch`; it counts as busy until the end of
+        the `async with`. The arguments are for users' own request routers."""
+        found = self._routers()
+        meta, head = self._meta_and_head()
+        meta.args, meta.kwargs = args, kwargs
+        router = await _Call(found, meta.request_id, lambda: _get(found, self._key()))
+        link = await _Call(found, meta.request_id, lambda: router.reserve(meta))
+        selection = ReplicaSelection(
+            link.info.replica_id,
+            link.info.address.host,
+            link.info.address.port or None,
+            link.info.node_id,
+            deployment_id=self.deployment_id,
+            routed=(router, link, meta, head, self._options.stream),
+        )
+        try:
+            yield selection
+        finally:
+            selection.is_over = True
+            if not (selection.is_dispatched and self._options.stream):
+                found.loop.call_soon_threadsafe(router.over, link)
+
+    def dispatch(
+        self, selection: ReplicaSelection, *args: Any, **kwargs: Any
+    ) -> DeploymentResponse[Any] | DeploymentResponseGenerator[Any]:
+        """Call the replica of a `choose_replica`, once, within its `async with`; await the answer there.
+
+        Raises ValueError for a selection of another deployment, RuntimeError for a used one.
+        """
+        if selection.deployment_id != self.deployment_id:
+            raise ValueError(
+                f"{selection.replica_id} was chosen for another deployment than {self.deployment_id}"
+            )
+        if selection.is_dispatched or selection.is_over:
+            raise RuntimeError(f"the choice of {selection.replica_id} has been used already")
+        selection.is_dispatched = True
+        router, link, meta, head, is_stream = selection.routed
+        found = self._routers()
+
+        async def run() -> Any:
+            body = await _body(head, args, kwargs)
+            return await (router.stream_at if is_stream else router.call_at)(link, "handle", body, meta)
+
+        call = _Call(found, meta.request_id, run)
+        return DeploymentResponseGenerator(call, found) if is_stream else DeploymentResponse(call)
 
     def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> DeploymentBroadcastResponse:
         """Call a method of every replica, beside their queues; for control, such as clearing a cache."""

@@ -302,6 +302,33 @@ def _knows_model(deployment: Deployment, model_id: str) -> bool:
     return any(r.has_model(model_id) for r in router.scheduler.replicas.values())
 
 
+def test_a_replica_is_chosen_first_and_called_then(deployment: Deployment) -> None:
+    deployment.start(2, limit=1)
+    handle = handle_of(deployment).add
+    other = DeploymentHandle("another", APP)
+
+    async def choose() -> None:
+        async with handle.choose_replica(1) as selection:
+            assert selection.replica_id in deployment.actors
+            assert selection.to_dict()["node_id"] == selection.node_id
+            with pytest.raises(ValueError, match="another deployment"):
+                other.dispatch(selection, 1)
+            assert await handle.dispatch(selection, 1) == 2
+            with pytest.raises(RuntimeError, match="used"):
+                handle.dispatch(selection, 1)
+        async with handle.choose_replica(), handle.choose_replica():
+            waiting = handle.remote(1)  # both are taken
+            await asyncio.wait({asyncio.ensure_future(_value(waiting))}, timeout=0.05)
+            assert routers().get_soon(APP, deployment.name).queued == 1
+        assert await waiting == 2
+
+    asyncio.run(choose())
+
+
+async def _value(response: Any) -> Any:
+    return await response
+
+
 def test_unknown_serializations_are_refused(deployment: Deployment) -> None:
     with pytest.raises(ValueError, match="pickle"):
         handle_of(deployment).options(request_serialization="orjson")

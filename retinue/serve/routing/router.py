@@ -280,6 +280,45 @@ class Router:
             else:
                 return RoutedStream(self, link, stream, first, meta.request_id)
 
+    async def reserve(self, meta: RequestMeta) -> Link:
+        """Choose a replica as for a request, and count one more there until `over`."""
+        replica = self._take(meta)
+        turn = self.scheduler.turn
+        if replica is None:
+            replica = await self._wait(turn, meta)
+        link: Link = replica.link
+        return link
+
+    async def call_at(self, link: Link, method: str, body: bytes, meta: RequestMeta) -> bytes:
+        """Call the replica that was reserved, and no other. If others were quicker, it is asked again."""
+        while True:
+            try:
+                return await self._call_one(link, method, body, meta)
+            except DoorRefusedError as refusal:
+                if refusal.reason == REFUSED_DRAINING:
+                    raise ReplicaUnavailableError(link.info.replica_id, "it is stopping") from None
+                await asyncio.sleep(TICK_S)
+
+    async def stream_at(self, link: Link, method: str, body: bytes, meta: RequestMeta) -> RoutedStream:
+        """As `call_at`, for a streamed answer; the reservation is over when that has ended."""
+        while True:
+            stream = (link.connection or _NO_CONNECTION).stream(
+                REPLICA_DOOR,
+                method,
+                body,
+                deadline=meta.deadline,
+                request_id=meta.request_id,
+                trace=meta.trace,
+            )
+            try:
+                return RoutedStream(self, link, stream, await stream.read(), meta.request_id)
+            except DoorClosedError as error:
+                raise ReplicaUnavailableError(link.info.replica_id, str(error)) from None
+            except DoorRefusedError as refusal:
+                if refusal.reason == REFUSED_DRAINING:
+                    raise ReplicaUnavailableError(link.info.replica_id, "it is stopping") from None
+                await asyncio.sleep(TICK_S)
+
     async def broadcast(self, method: str, body: bytes, meta: RequestMeta) -> list[bytes | BaseException]:
         """Ask every replica, past the queue; what each answers or raises. Waits for a first one."""
         if not self.scheduler.usable_replicas():
@@ -287,15 +326,16 @@ class Router:
         links: list[Link] = [replica.link for replica in self.scheduler.usable_replicas()]
         return list(
             await asyncio.gather(
-                *(self._ask_one(link, method, body, meta) for link in links), return_exceptions=True
+                *(self._call_one(link, method + BROADCAST_SUFFIX, body, meta) for link in links),
+                return_exceptions=True,
             )
         )
 
-    async def _ask_one(self, link: Link, method: str, body: bytes, meta: RequestMeta) -> bytes:
+    async def _call_one(self, link: Link, method: str, body: bytes, meta: RequestMeta) -> bytes:
         try:
             return await (link.connection or _NO_CONNECTION).call(
                 REPLICA_DOOR,
-                method + BROADCAST_SUFFIX,
+                method,
                 body,
                 deadline=meta.deadline,
                 request_id=meta.request_id,
