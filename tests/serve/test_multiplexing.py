@@ -41,7 +41,7 @@ class Weights:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def __del__(self) -> None:
+    def __del__(self) -> None:
         Weights.ended.append(self.name)
 
 

@@ -141,7 +141,7 @@ def _only(call: Any) -> Any:
 
 
 class Arguments:
-    """A call's arguments where they are more than one positional one."""
+    """A call's arguments, for functions of more than one."""
 
     __slots__ = ("args", "kwargs")
 
@@ -151,9 +151,7 @@ class Arguments:
 
 
 def _call_with_lists(function: Callable[..., Any], calls: list[Any]) -> Any:
-    if not any(type(call) is Arguments for call in calls):
-        return function(calls)
-    rows = [call if type(call) is Arguments else Arguments((call,), {}) for call in calls]
+    rows: list[Arguments] = calls
     first = rows[0]
     if any(len(row.args) != len(first.args) or row.kwargs.keys() != first.kwargs.keys() for row in rows):
         raise TypeError("calls in one batch were given different arguments")
@@ -175,25 +173,36 @@ def _wrap(function: Callable[..., Any], settings: Settings) -> Callable[..., Any
     is_plain = not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
     name = f"__retinue_batch_{function.__qualname__}__"
 
-    def runner_of(owner: Any) -> BatchRunner:
-        runner = owner.__dict__.get(name)
-        if runner is None or runner._loop is not asyncio.get_running_loop():
-            target = functools.partial(function, owner) if is_method else function
-            if is_plain:
-                target = functools.partial(asyncio.to_thread, target)
-            call = functools.partial(_call_with_lists, target)
-            runner = owner.__dict__[name] = BatchRunner(call, settings.new_batcher(), function.__qualname__)
-        return runner  # type: ignore[no-any-return]
+    is_generator = inspect.isasyncgenfunction(function)
+    has_one = len(inspect.signature(function).parameters) == 1 + is_method
+    get_loop = asyncio.get_running_loop
+
+    def new_runner(owner: Any) -> BatchRunner:
+        target = functools.partial(function, owner) if is_method else function
+        if is_plain:
+            target = functools.partial(asyncio.to_thread, target)
+        call = target if has_one else functools.partial(_call_with_lists, target)
+        runner = BatchRunner(call, settings.new_batcher(), function.__qualname__, is_generator=is_generator)
+        owner.__dict__[name] = runner
+        return runner
 
     def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[BatchRunner, Any]:
         owner: Any = wrapped
         if is_method:
             owner, args = args[0], args[1:]
-        item = args[0] if len(args) == 1 and not kwargs else Arguments(args, kwargs)
-        return runner_of(owner), item
+        if has_one:
+            if len(args) + len(kwargs) != 1:
+                raise TypeError(f"{function.__qualname__}() takes one argument when it is called")
+            item = args[0] if args else next(iter(kwargs.values()))
+        else:
+            item = Arguments(args, kwargs)
+        runner = owner.__dict__.get(name)
+        if runner is None or runner.loop is not get_loop():
+            runner = new_runner(owner)
+        return runner, item
 
     wrapped: Any
-    if inspect.isasyncgenfunction(function):
+    if is_generator:
 
         @functools.wraps(function)
         async def call_stream(*args: Any, **kwargs: Any) -> Any:
@@ -211,7 +220,12 @@ def _wrap(function: Callable[..., Any], settings: Settings) -> Callable[..., Any
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
             runner, item = split(args, kwargs)
-            return await runner.result(item)
+            entry = runner.add(item)
+            try:
+                return await entry.future
+            except asyncio.CancelledError:
+                runner.leave(entry)
+                raise
 
         wrapped = _callable_anywhere(call, function) if is_plain else call
     for setting in ("max_batch_size", "batch_wait_timeout_s", "max_concurrent_batches"):

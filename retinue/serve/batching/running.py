@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,12 +26,13 @@ class Entry(Waiting):
 
     __slots__ = ("batch", "context", "future", "stream")
 
-    def __init__(self, item: Any, context: RequestContext) -> None:
+    def __init__(self, item: Any, context: RequestContext, future: asyncio.Future[Any] | None = None) -> None:
+        # As the base class does it: a call of that would be a tenth of a lone item's cost.
         self.item = item
         self.key = context.multiplexed_model_id
         self.deadline = context.deadline
         self.context = context
-        self.future: asyncio.Future[Any]
+        self.future: asyncio.Future[Any] = future  # type: ignore[assignment]
         self.stream: ItemStream | None = None
         self.batch: Batch | None = None
 
@@ -63,13 +63,16 @@ class Batch:
 
 
 class BatchRunner:
-    """`call` gets a list of (args, kwargs) of the calls in a batch: it returns results, or generates them."""
+    """`call` gets the items of a batch: it returns results, to be awaited, or generates them."""
 
-    def __init__(self, call: Callable[[list[Any]], Any], batcher: Batcher, name: str) -> None:
+    def __init__(
+        self, call: Callable[[list[Any]], Any], batcher: Batcher, name: str, *, is_generator: bool
+    ) -> None:
         self.batcher = batcher
         self._call = call
+        self._is_generator = is_generator
         self._name = name
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._is_beginning = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -78,15 +81,11 @@ class BatchRunner:
 
     # --- one call
 
-    async def result(self, item: Any) -> Any:
-        entry = Entry(item, request_context.get())
-        entry.future = self._loop.create_future()
+    def add(self, item: Any) -> Entry:
+        """An entry whose future gets the result. If nobody waits for that any more: `leave`."""
+        entry = Entry(item, request_context.get(), self.loop.create_future())
         self._add(entry)
-        try:
-            return await entry.future
-        except asyncio.CancelledError:
-            self._leave(entry)
-            raise
+        return entry
 
     async def results(self, item: Any) -> AsyncIterator[Any]:
         """The same, for batches that generate."""
@@ -101,18 +100,18 @@ class BatchRunner:
         finally:
             if not is_complete:
                 stream.close()
-                self._leave(entry)
+                self.leave(entry)
 
     def _add(self, entry: Entry) -> None:
         self.batcher.add(entry, time.monotonic())
         if not self._is_beginning and self.batcher.running < self.batcher.max_concurrent_batches:
             # At the end of this turn, so that calls that come together are computed together.
             self._is_beginning = True
-            self._loop.call_soon(self._begin, context=self._context)
+            self.loop.call_soon(self._begin, context=self._context)
         elif entry.deadline:
             self._set_timer()
 
-    def _leave(self, entry: Entry) -> None:
+    def leave(self, entry: Entry) -> None:
         if not self.batcher.remove(entry) and entry.batch is not None:
             entry.batch.leave()
 
@@ -125,7 +124,7 @@ class BatchRunner:
         for late in batcher.take_late(now):
             assert isinstance(late, Entry)
             late.fail(TimeoutError(f"the request's deadline passed while it waited for {self._name}"))
-        while True:
+        while len(batcher) and batcher.running < batcher.max_concurrent_batches:
             while (oversized := batcher.take_oversized()) is not None:
                 text = f"an item is larger than a batch of {self._name} may be ({batcher.max_batch_size})"
                 assert isinstance(oversized, Entry)
@@ -134,9 +133,10 @@ class BatchRunner:
             if not entries:
                 break
             batch = Batch(entries, now)  # type: ignore[arg-type]
-            batch.task = self._loop.create_task(self._run(batch))
+            batch.task = self.loop.create_task(self._run(batch))
             self._tasks.add(batch.task)
-        self._set_timer()
+        if self._timer is not None or len(batcher):
+            self._set_timer()
 
     def _set_timer(self) -> None:
         tick = self.batcher.next_tick
@@ -148,7 +148,7 @@ class BatchRunner:
         if tick != float("inf"):
             self._timer_at = tick
             delay = max(0.0, tick - time.monotonic())
-            self._timer = self._loop.call_later(delay, self._tick, context=self._context)
+            self._timer = self.loop.call_later(delay, self._tick, context=self._context)
 
     def _tick(self) -> None:
         self._timer = None
@@ -159,12 +159,10 @@ class BatchRunner:
         try:
             _enter(entries)
             answer = self._call([entry.item for entry in entries])
-            if inspect.isasyncgen(answer):
+            if self._is_generator:
                 await self._give_items(answer, entries)
             else:
-                if inspect.isawaitable(answer):
-                    answer = await answer
-                self._give(answer, entries)
+                self._give(await answer, entries)
         except asyncio.CancelledError:
             error = RetinueServeException(f"a batch of {self._name} was cancelled")
             for entry in entries:
@@ -175,11 +173,14 @@ class BatchRunner:
                 entry.fail(error)
         finally:
             self._tasks.discard(batch.task)  # type: ignore[arg-type]
+            batch.entries = ()  # else it and its entries would wait for the collector, holding results
             self.batcher.ended(len(entries), began=batch.began, now=time.monotonic())
             if len(self.batcher) and not self._is_beginning:
                 self._begin()
 
     def _check(self, results: Any, count: int) -> None:
+        if type(results) is list and len(results) == count:
+            return
         if not hasattr(results, "__len__"):
             raise TypeError(
                 f"{self._name} is a batched function: it returns a list, not {type(results).__name__}"
@@ -228,13 +229,12 @@ def _is_end(result: Any) -> bool:
 
 
 def _enter(entries: Sequence[Entry]) -> None:
-    """The context of a batch: no request's own, but their model and the first one's trace."""
+    """The context of a batch: of a lone item its request's; else their model, and the first one's trace."""
     first = entries[0].context
-    request_context.set(
-        RequestContext(
-            app_name=first.app_name, multiplexed_model_id=first.multiplexed_model_id, trace=first.trace
-        )
-    )
+    if len(entries) > 1:
+        model_id = first.multiplexed_model_id
+        first = RequestContext(app_name=first.app_name, multiplexed_model_id=model_id, trace=first.trace)
+    request_context.set(first)
     batch_request_contexts.set([entry.context for entry in entries])
 
 

@@ -1,7 +1,7 @@
 """The replica's door: takes a slot for each request, sets its context, and has it answered.
 
 Lives here: the door's methods, the life of a slot, what cancelling means. Does not: who is refused (`slots`),
-what requests say and answers look like (`http`, `asgi`, `payload`).
+what requests say and answers look like (`http`, `asgi`, `grpc`, `payload`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from retinue.core.doors import DoorContext, DoorRefusedError
 from retinue.serve.context import RequestContext, request_context
-from retinue.serve.messages import CallHead, HttpHead, unpack
+from retinue.serve.messages import CallHead, GrpcHead, HttpHead, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
 from retinue.serve.replica.answering import Shielded, Turn, begin, single
@@ -51,6 +51,7 @@ class ReplicaDoor:
         self._app = app
         self._state = state or {}
         self._shows_errors = shows_errors
+        self._grpc_calls = GrpcAnswerer(user, shows_errors=shows_errors)
 
     @property
     def load(self) -> int:
