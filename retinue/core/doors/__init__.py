@@ -26,7 +26,7 @@ Lives here: the names. Libraries import nothing else of `retinue.core`.
 
 from __future__ import annotations
 
-from retinue.core.doors.calling import DoorConnection, DoorStream
+from retinue.core.doors.calling import DoorConnection, DoorStream, Then
 from retinue.core.doors.errors import (
     DoorBodyTooLargeError,
     DoorCancelledError,
@@ -67,6 +67,7 @@ __all__ = [
     "ListenerError",
     "Node",
     "NodeEvent",
+    "Then",
     "Watch",
     "cancellable",
     "connect",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import logging
 import socket
 import time
 from collections.abc import AsyncIterable, Callable
@@ -45,10 +46,15 @@ from retinue.core.wire.messages import (
     DoorWelcome,
 )
 
+logger = logging.getLogger(__name__)
+
 SWEEP_S = 0.02  # deadlines of calls in flight are looked at this often at most (a timer each: 2.4 us a call)
 CLOCK_INTERVAL_S = 30.0
 # The network itself failed: what the other side did with what it had got, nobody can know.
 _UNKNOWN_FATE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+
+
+OnAnswer = Callable[["bytes | DoorStream | None", "BaseException | None"], None]
 
 
 class Call:
@@ -85,6 +91,40 @@ class Call:
         """Let the reader of a stream look again."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+
+class Then:
+    """Stands where a future would: calls a function with a call's answer at once, in the same turn."""
+
+    __slots__ = ("_call", "_function", "_protocol")
+
+    def __init__(self, protocol: CallerProtocol, call: Call, function: OnAnswer) -> None:
+        self._protocol = protocol
+        self._call = call
+        self._function: OnAnswer | None = function
+
+    def done(self) -> bool:
+        return self._function is None
+
+    def set_result(self, answer: bytes | None) -> None:
+        self._tell(DoorStream(self._protocol, self._call) if answer is None else answer, None)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._tell(None, error)
+
+    def _tell(self, answer: bytes | DoorStream | None, error: BaseException | None) -> None:
+        function, self._function = self._function, None
+        if function is None:
+            return
+        try:
+            function(answer, error)
+        except Exception:
+            logger.exception("what a door's answer was given to failed")
+
+    def cancel(self) -> None:
+        """Give the call up: its handler is cancelled, and the function is not called any more."""
+        self._function = None
+        self._protocol.cancel(self._call)
 
 
 class DoorConnection:
@@ -176,6 +216,28 @@ class DoorConnection:
         call = self._protocol.begin(DOOR_ANSWER, door, method, body, deadline, request_id, trace)
         answer = await self._protocol.wait_reply(call)
         return DoorStream(self._protocol, call) if answer is None else answer
+
+    def ask_soon(
+        self,
+        door: str,
+        method: str,
+        body: bytes,
+        then: OnAnswer,
+        *,
+        deadline: float = 0.0,
+        request_id: str = "",
+        trace: str = "",
+    ) -> Then:
+        """As `ask`, without a task: `then(answer, error)` is called once, later, one of both None.
+
+        It runs in the midst of reading the connection: it must not wait, nor raise. What this returns can be
+        cancelled; then `then` is not called. Raises at once what a call that cannot begin raises.
+        """
+        protocol = self._protocol
+        call = protocol.begin(DOOR_ANSWER, door, method, body, deadline, request_id, trace)
+        waiter = Then(protocol, call, then)
+        call.waiter = waiter  # type: ignore[assignment]
+        return waiter
 
     async def ping(self) -> float:
         """Seconds that a message there and back took."""

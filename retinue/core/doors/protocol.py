@@ -25,6 +25,9 @@ HIGH_WATER_BYTES = 512 * 1024
 # Frames at least this long are not joined with others: that would only copy them.
 LONG_FRAME_BYTES = 32 * 1024
 UNBOUNDED_ITEMS = 1 << 60
+# So many short frames are not held until the end of the turn.
+EARLY_FRAMES = 8
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 Handler = Callable[[Any, bytes], None]
 
@@ -113,8 +116,12 @@ class DoorProtocol(asyncio.Protocol):
             if self._transport is not None and not self.is_closed:
                 self._transport.write(frame)
             return
-        self._out.append(frame)
-        if not self._is_flushing:
+        out = self._out
+        out.append(frame)
+        if len(out) >= EARLY_FRAMES and not self._gathering:
+            self._out = []
+            self._write(b"".join(out))
+        elif not self._is_flushing:
             self._is_flushing = True
             self.loop.call_soon(self._flush)
 
@@ -125,8 +132,8 @@ class DoorProtocol(asyncio.Protocol):
         """
         if self._is_flushing or self._transport is None or len(payload) >= LONG_FRAME_BYTES:
             self.send(message, payload)
-        elif not self.is_closed:
-            self._transport.write(encode(message, payload))
+        else:
+            self._write(encode(message, payload))
 
     def send_now(self, message: Message) -> None:
         """Write before anything else of this loop runs."""
@@ -151,8 +158,27 @@ class DoorProtocol(asyncio.Protocol):
         out = self._out
         if out:
             self._out = []
-            if self._transport is not None and not self.is_closed:
-                self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _write(self, data: bytes) -> None:
+        """Write now, not at the end of the turn, as uvloop does: so the other side works beside us.
+
+        With 64 HTTP connections in lock-step, proxy and replica waited for each other a fifth of the time.
+        """
+        transport = self._transport
+        if transport is None or self.is_closed:
+            return
+        sent = 0
+        if not transport.get_write_buffer_size():
+            try:
+                sent = self.sock.send(data, _SEND_FLAGS)
+            except BlockingIOError:
+                pass  # the transport waits for room
+            except OSError:
+                transport.write(data)  # it finds the same, and tells
+                return
+        if sent < len(data):
+            transport.write(data[sent:] if sent else data)
 
     # --- room
 

@@ -15,6 +15,7 @@ client leaves. Does not: routing (`routing`), what errors mean (`answers`), the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
     from retinue.serve.proxy.server import HttpServer
+    from retinue.serve.routing.asking import Asking
     from retinue.serve.routing.router import RequestMeta
     from retinue.serve.routing.streams import RoutedStream
 
@@ -64,7 +66,8 @@ class ProxyProtocol(HttpToolsProtocol):
         self.proxy = proxy
         self.known: dict[bytes, bytes] = {}
         self._held: RequestResponseCycle | None = None  # a request whose body is not complete
-        self._task: asyncio.Task[None] | None = None  # what answers the present request, the short way
+        self._asking: Asking | None = None  # the present request, the short way
+        self._task: asyncio.Task[None] | None = None  # its streamed answer
         self._passage: Passage | None = None
         self._head_bytes = 0
         self._is_told = False
@@ -75,9 +78,15 @@ class ProxyProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._held = None
-        task, passage = self._task, self._passage
-        if task is not None and passage is not None and not passage.ignores_disconnect:
-            task.cancel()
+        passage = self._passage
+        if passage is None or passage.ignores_disconnect:
+            return
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+            self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+        elif self._task is not None:
+            self._task.cancel()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -195,9 +204,7 @@ class ProxyProtocol(HttpToolsProtocol):
                 cycle.keep_alive = False
             if answer is None:
                 assert route is not None
-                task = self.loop.create_task(self._answer(cycle, passage, route))
-                # A task that ended in its first step is over already: nothing refers to it.
-                self._task = None if task.done() else task
+                self._ask(cycle, passage, route)
                 return
         self._write(cycle, passage, answer.status, answer.headers, answer.body)
 
@@ -208,28 +215,43 @@ class ProxyProtocol(HttpToolsProtocol):
 
     # --- the short way
 
-    async def _answer(self, cycle: RequestResponseCycle, passage: Passage, route: Route) -> None:
+    def _ask(self, cycle: RequestResponseCycle, passage: Passage, route: Route) -> None:
         proxy = self.proxy
         try:
             meta = passage.read_headers(route, self.known_of(cycle), proxy.request_timeout_s, proxy.ids)
-            head = self.head_of(cycle.scope, route, meta, passage)
-            router = proxy.router(route)
-            reply = await router.ask("http", pack(head, cycle.body), meta)
-            if type(reply) is bytes:
-                answer, body = unpack(HttpResponseHead, reply)
-                self._write(cycle, passage, answer.status, answer.headers, body)
-            else:
-                await self._stream(cycle, passage, reply)  # type: ignore[arg-type]
-        except asyncio.CancelledError:
-            if not cycle.disconnected:
-                raise  # the proxy ends
-            proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+            body = pack(self.head_of(cycle.scope, route, meta, passage), cycle.body)
+            then = functools.partial(self._answered, cycle, passage)
+            asking = proxy.router(route).ask_soon("http", body, meta, then)
         except BadHeaderError as error:
             self._write_answer(cycle, passage, answers.bad_request(str(error)))
         except Exception as error:  # noqa: BLE001 - each has an answer
             self._failed(cycle, passage, error)
-        finally:
-            self._task = None
+        else:
+            if self._passage is passage:
+                self._asking = asking
+
+    def _answered(
+        self,
+        cycle: RequestResponseCycle,
+        passage: Passage,
+        reply: bytes | RoutedStream | None,
+        error: BaseException | None,
+    ) -> None:
+        self._asking = None
+        if error is not None:
+            if isinstance(error, Exception):
+                self._failed(cycle, passage, error)
+            else:
+                self.transport.abort()  # the proxy ends
+        elif type(reply) is bytes:
+            try:
+                answer, body = unpack(HttpResponseHead, reply)
+            except ValueError as problem:
+                self._failed(cycle, passage, problem)
+            else:
+                self._write(cycle, passage, answer.status, answer.headers, body)
+        else:
+            self._task = self.loop.create_task(self._stream(cycle, passage, reply))  # type: ignore[arg-type]
 
     def head_of(self, scope: Any, route: Route, meta: RequestMeta, passage: Passage) -> HttpHead:
         """The request's head as the replica gets it."""
@@ -266,13 +288,19 @@ class ProxyProtocol(HttpToolsProtocol):
                     await cycle.send({"type": "http.response.body", "body": body, "more_body": True})
                 items = await stream.read()
             await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
-        except Exception as error:
+        except asyncio.CancelledError:
+            self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+            if not cycle.disconnected:
+                raise  # the proxy ends
+        except Exception as error:  # noqa: BLE001 - each has an answer
             if head is None or not cycle.response_started:
-                raise
-            self.cut(cycle, passage, head, error)
+                self._failed(cycle, passage, error)
+            else:
+                self.cut(cycle, passage, head, error)
         else:
             self.proxy.finished(passage, answer.status, self.client)
         finally:
+            self._task = None
             await stream.aclose()
 
     def cut(

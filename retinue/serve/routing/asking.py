@@ -1,7 +1,7 @@
 """A request without a task of its own: the shortest way, for proxies.
 
-While a replica has room, and answers, a request costs two function calls here: one that sends it, one with the
-answer. A task is made only for one that has to wait, or to be sent again.
+While a replica has room, and answers, a request costs two function calls here: one that sends it, one with
+its answer. A task is made only for one that has to wait, or to be sent again.
 
 Lives here: that. Does not: what waiting and sending again mean (`router`).
 """

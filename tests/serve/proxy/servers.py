@@ -9,8 +9,8 @@ import socket
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from retinue.serve.messages import HttpHead, HttpResponseHead, Route, RouteTable, pack, unpack
 from retinue.serve.access_log import AccessLog
+from retinue.serve.messages import HttpHead, HttpResponseHead, Route, RouteTable, pack, unpack
 from retinue.serve.proxy.measures import RequestMeasures
 from retinue.serve.proxy.server import HttpServer, Limits
 
@@ -54,6 +54,17 @@ class FunctionRouter:
             status, headers, content = answer
             return pack(HttpResponseHead(status, headers), content)
         return ItemStream(answer)
+
+    def ask_soon(self, method: str, body: bytes, meta: Any, then: Any) -> Any:
+        async def ask() -> None:
+            try:
+                answer = await self.ask(method, body, meta)
+            except Exception as error:
+                then(None, error)
+            else:
+                then(answer, None)
+
+        return asyncio.ensure_future(ask())
 
     async def exchange(self, method: str, first: bytes, rest: AsyncIterable[bytes], meta: Any) -> ItemStream:
         self.metas.append(meta)
