@@ -1,7 +1,7 @@
 """Where code runs: in which request, and in which replica.
 
-The request is a context variable, so that it is right in tasks that a request starts and, as the replica copies
-contexts, in its threads. Nested calls take its id, trace and deadline on with them (`handle.py`).
+The request is a context variable, so that it is right in tasks that a request starts and, as the replica
+copies contexts, in its threads. Nested calls take its id, trace and deadline on with them (`handle.py`).
 
 Lives here: those two contexts, and the public questions about them. Does not: setting them (`replica`).
 """
@@ -17,8 +17,8 @@ class RequestContext:
     """The request that the running code answers; treat it as read-only.
 
     `route` is the application's prefix (empty for calls by handle), `trace` a W3C traceparent, `deadline` a
-    reading of `time.monotonic()` (0: none). `is_cancelled` becomes True once nobody waits for the answer: tasks
-    are cancelled then, threads have to ask.
+    reading of `time.monotonic()` (0: none). `is_cancelled` becomes True once nobody waits for the answer:
+    tasks are cancelled then, threads have to ask.
     """
 
     __slots__ = (
@@ -52,7 +52,8 @@ class RequestContext:
         self.is_cancelled = False
 
     def __repr__(self) -> str:
-        return f"RequestContext(request_id={self.request_id!r}, route={self.route!r}, app_name={self.app_name!r})"
+        fields = f"request_id={self.request_id!r}, route={self.route!r}, app_name={self.app_name!r}"
+        return f"RequestContext({fields})"
 
 
 _NO_REQUEST = RequestContext()
@@ -79,8 +80,8 @@ def get_multiplexed_model_id() -> str:
 def get_trace_context() -> Any:
     """The trace that the running request belongs to, or None.
 
-    With `opentelemetry` installed its Context, for `tracer.start_as_current_span(..., context=...)`; without it
-    the W3C headers as a dict, {"traceparent": ...}.
+    With `opentelemetry` installed its Context, for `tracer.start_as_current_span(..., context=...)`; without
+    it the W3C headers as a dict, {"traceparent": ...}.
     """
     trace = request_context.get().trace
     if not trace:

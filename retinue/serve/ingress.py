@@ -45,9 +45,9 @@ class Ingress:
 def ingress(app: Any = None) -> Callable[..., Any]:
     """Let an ASGI application answer a deployment's HTTP requests and websockets.
 
-    `app`: a FastAPI or Starlette application or any other ASGI callable; or a function without parameters that
-    returns one, which is called in each replica. Methods of the class that FastAPI's decorators have made
-    routes get the replica's instance as `self`. Without `app`, the class has a method
+    `app`: a FastAPI or Starlette application or any other ASGI callable; or a function without parameters
+    that returns one, which is called in each replica. Methods of the class that FastAPI's decorators have
+    made routes get the replica's instance as `self`. Without `app`, the class has a method
     `__serve_build_asgi_app__` that returns it.
 
         @serve.deployment
@@ -56,8 +56,8 @@ def ingress(app: Any = None) -> Callable[..., Any]:
             @app.get("/{name}")
             async def greet(self, name: str) -> str: ...
 
-    The decorator may also be called without a class: `serve.deployment(serve.ingress(app)())`. Raises ValueError
-    for what is no class, or has `__call__`, which would never be called.
+    The decorator may also be called without a class: `serve.deployment(serve.ingress(app)())`. Raises
+    ValueError for what is no class, or has `__call__`, which would never be called.
     """
     is_builder = inspect.isfunction(app) and not _takes_messages(app)
     marker = Ingress(build=app) if is_builder else Ingress(app)
@@ -71,14 +71,14 @@ def ingress(app: Any = None) -> Callable[..., Any]:
             raise ValueError(f"@serve.ingress decorates a class, not {cls!r}; put it below @serve.deployment")
         if "__call__" in _own_names(cls):
             raise ValueError(
-                f"{cls.__name__} has a __call__ method, but the application of @serve.ingress answers requests"
+                f"{cls.__name__} has a __call__ method, but @serve.ingress lets its application answer"
             )
         if app is None and not hasattr(cls, BUILD_METHOD):
             raise ValueError(f"@serve.ingress() without an application needs {cls.__name__}.{BUILD_METHOD}()")
         for route in _methods_among(marker.app, cls):
             if not inspect.signature(route.endpoint).parameters:
                 raise RetinueServeException(
-                    f"{route.endpoint.__qualname__} is a route among the methods of an ingress class: its first "
+                    f"{route.endpoint.__qualname__} is a route, and a method of an ingress class: its first "
                     f"parameter must be `self`"
                 )
             setattr(route.endpoint, _OWNER, cls.__qualname__)

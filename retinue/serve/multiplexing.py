@@ -54,9 +54,9 @@ registry = Registry()
 class Multiplexer:
     """The models that one loader function has made. On one event loop.
 
-    Different models load at the same time, as far as there is room: a model that is being loaded takes a place
-    of `max_models` (-1: no limit), and an old one leaves before it is loaded. Several requests for a model
-    that is being loaded wait for that one load.
+    Different models load at the same time, as far as there is room: a model that is being loaded takes a
+    place of `max_models` (-1: no limit), and an old one leaves before it is loaded. Several requests for a
+    model that is being loaded wait for that one load.
     """
 
     def __init__(self, load: Callable[[str], Any], max_models: int) -> None:
@@ -153,10 +153,11 @@ def multiplexed(
 ) -> Callable[..., Any]:
     """Make an `async def` that loads the model of an id one that keeps the models it has loaded.
 
-    For a method `(self, model_id)` or a function `(model_id)`. Each replica holds `max_num_models_per_replica`
-    models at most (-1: any number); the least recently used one makes room, and its `__del__` (also `async`)
-    is run. Called without an id, it takes that of the request (`get_multiplexed_model_id`). Raises TypeError for
-    what is not such a function, ValueError for a number that is 0 or less than -1.
+    For a method `(self, model_id)` or a function `(model_id)`. Each replica holds at most
+    `max_num_models_per_replica` models (-1: any number); the least recently used one makes room, and its
+    `__del__` (also `async`) is run. Called without an id, it takes that of the request
+    (`get_multiplexed_model_id`). Raises TypeError for what is not such a function, ValueError for a number
+    that is 0 or less than -1.
     """
     if isinstance(max_num_models_per_replica, bool) or not isinstance(max_num_models_per_replica, int):
         raise TypeError(

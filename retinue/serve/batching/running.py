@@ -172,7 +172,7 @@ class BatchRunner:
             for entry in entries:
                 entry.fail(error)
         finally:
-            self._tasks.discard(batch.task)  # type: ignore[arg-type]
+            self._tasks.discard(batch.task)
             batch.entries = ()  # else it and its entries would wait for the collector, holding results
             self.batcher.ended(len(entries), began=batch.began, now=time.monotonic())
             if len(self.batcher) and not self._is_beginning:

@@ -83,7 +83,7 @@ class ReplicaActor:
         set_replica_context(self._context)
 
     async def initialize(self) -> ReplicaStarted:
-        """Run the user's constructor, `reconfigure` and lifespan, then open the door. Raises what these do."""
+        """Run the user's constructor, `reconfigure` and lifespan; open the door. Raises what these do."""
         set_home_loop(asyncio.get_running_loop())
         use_this_loop(self._replica_id)  # handles in user code share it
         multiplexing.registry.listener = self._slots.models_changed

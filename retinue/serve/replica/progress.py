@@ -1,8 +1,8 @@
 """Whether requests finish: what a health check asks beside the user's own. Pure: counts and a clock in.
 
 A replica whose loop answers can be stuck all the same: requests that wait for each other, or for a device
-that is gone. A loop that answers late is not: it computes. So this counts only time in which requests were there
-and none finished, nor an item of a stream was sent.
+that is gone. A loop that answers late is not: it computes. So this counts only time in which requests were
+there and none finished, nor an item of a stream was sent.
 
 Lives here: that judgement. Does not: what is done about it (`actor`, and the controller).
 """

@@ -60,7 +60,7 @@ def test_the_next_batch_grows_while_one_runs() -> None:
         model = Model()
         model.gate.clear()
         calls = [asyncio.ensure_future(model.double(n)) for n in range(10)]
-        while len(model.batches) < 1:
+        while len(model.batches) < 1:  # noqa: ASYNC110 - others are to run, nothing tells us
             await asyncio.sleep(0)
         model.gate.set()
         assert await asyncio.gather(*calls) == [n * 2 for n in range(10)]
@@ -109,7 +109,7 @@ def test_cancelled_calls_are_in_no_batch_and_an_abandoned_batch_is_cancelled() -
         model = Model()
         model.gate.clear()
         first = asyncio.ensure_future(model.double(1))
-        while not model.batches:
+        while not model.batches:  # noqa: ASYNC110 - others are to run, nothing tells us
             await asyncio.sleep(0)
         second, third = (asyncio.ensure_future(model.double(n)) for n in (2, 3))
         await asyncio.sleep(0)
@@ -128,7 +128,7 @@ def test_late_calls_are_in_no_batch() -> None:
         model = Model()
         model.gate.clear()
         first = asyncio.ensure_future(model.double(1))
-        while not model.batches:
+        while not model.batches:  # noqa: ASYNC110 - others are to run, nothing tells us
             await asyncio.sleep(0)
         request_context.set(RequestContext(deadline=time.monotonic() + 0.05))
         with pytest.raises(TimeoutError):
