@@ -3,7 +3,8 @@
 Lives here: connections to the replicas, what becomes of a request whose replica refuses or is lost, the
 timer while requests wait, what the controller is told. Does not: the choice (`scheduler`), values (`handle`).
 
-Added to the door's own call by an uncontended request (`loadtests/routing.py`): see there.
+Measured by `loadtests/routing.py` on a busy machine, us a call, one after the other / 64 at once:
+    a door's call 31 / 8.8; through a router 31.4 / 9.3; through a handle 46 / 21
 """
 
 from __future__ import annotations
