@@ -247,9 +247,10 @@ class ApplicationDetails(_Details):
 
 
 class ProxyDetails(ServeActorDetails):
-    """A proxy."""
+    """A proxy. `message`: what it cannot do, and why."""
 
     status: ProxyStatus
+    message: str = ""
 
 
 class Target(_Details):

@@ -115,13 +115,17 @@ class Asker:
 
     def ask_head(self, message: Any) -> Any:
         """The head's answer to a request; a Query's as its document. Raises ServerUnavailable."""
+        answer, payload = self.request_head(message)
+        return msgspec.msgpack.decode(payload) if isinstance(message, Query) else answer
+
+    def request_head(self, message: Any) -> tuple[Any, bytes]:
+        """The head's answer to a request, and what came with it. Raises ServerUnavailable."""
         try:
             with BlockingClient(self.target.head, self.target.token, timeout_s=self.left_s()) as client:
-                answer, payload = client.request(message)
+                return client.request(message)
         except (OSError, TimeoutError) as error:
             where = self.target.head.path or f"{self.target.head.host}:{self.target.head.port}"
             raise ServerUnavailable(f"the head at {where} does not answer: {error}") from error
-        return msgspec.msgpack.decode(payload) if isinstance(message, Query) else answer
 
     def nodes(self) -> list[NodeInfo]:
         """All nodes that the head knows; asked once."""

@@ -51,6 +51,8 @@ def group_of(name: str) -> str:
     for kind in ("head", "agent", "admin"):
         if name.startswith(kind):
             return kind
+    if "/" in name:
+        return name.partition("/")[0]
     return "other"
 
 

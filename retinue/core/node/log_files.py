@@ -13,7 +13,7 @@ MAX_PART_BYTES = 128 * 1024
 
 
 def list_files(folders: Iterable[str]) -> list[dict[str, Any]]:
-    """Name and size of each file, by name."""
+    """Name and size of each file, by name; one in a folder below as "serve/controller.log"."""
     found = {}
     for folder in folders:
         for name in _names(folder):
@@ -26,7 +26,7 @@ def list_files(folders: Iterable[str]) -> list[dict[str, Any]]:
 
 def find_file(folders: Iterable[str], name: str) -> str:
     """The path of the file; a name that leads out of the folders is no file. Raises FileNotFoundError."""
-    if os.path.basename(name) == name and name not in ("", ".", ".."):
+    if name and not os.path.isabs(name) and not {"", ".", ".."} & set(name.split("/")):
         for folder in folders:
             path = os.path.join(folder, name)
             if os.path.isfile(path):
@@ -46,7 +46,9 @@ def read_part(path: str, offset: int, max_bytes: int = MAX_PART_BYTES) -> dict[s
 
 
 def _names(folder: str) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
-    except FileNotFoundError:
-        return []
+    return [
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.isfile(os.path.join(parent, name))
+    ]
