@@ -16,6 +16,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import msgspec
+
 import retinue
 from retinue.core import doors
 from retinue.exceptions import RetinueError
@@ -56,6 +58,7 @@ PROXY_CLASS = "retinue.serve.proxy.actor:ProxyActor"
 # Parts ask for the times they need; this only bounds what a lost event can cost.
 SLOW_TICK_S = 5.0
 CHANGED_TIMEOUT_S = 30.0
+TIMER_STEP_S = 0.001  # a loop's timer may come as much too early
 LAST_WORDS_S = 0.2  # for the answer to `shutdown` to leave
 
 
@@ -86,7 +89,7 @@ class ServeController:
         self._starting: asyncio.Task[None] | None = None
         self._apps: dict[str, App] = {}
         self._dirty: set[Deployment] = set()
-        self._timers: dict[Deployment, asyncio.TimerHandle] = {}
+        self._timers: dict[Deployment, tuple[float, asyncio.TimerHandle]] = {}
         self._side: set[asyncio.Task[Any]] = set()
         self._version = 0
         self._told = b""
@@ -137,7 +140,7 @@ class ServeController:
             if record.spec is None and record.config and not record.build_error:
                 self._build(app)
         known = set()
-        for replica in await self.checkpoint.replicas():
+        for replica in sorted(await self.checkpoint.replicas(), key=lambda record: record.start_time_s):
             app_name, deployment_name, _ = replica.replica_id.split("#")
             deployment = self._find(app_name, deployment_name)
             if deployment is not None and deployment.recover(replica):
@@ -181,6 +184,8 @@ class ServeController:
         self.rounds += 1
         now = time.monotonic()
         for app in list(self._apps.values()):
+            for deployment in app.all_deployments():
+                deployment.bury()
             app.order_deletions()
             for deployment in app.all_deployments():
                 self._reconcile(deployment, now)
@@ -213,9 +218,9 @@ class ServeController:
             self._keep(self._save(app))
 
     def _forget(self, deployment: Deployment) -> None:
-        timer = self._timers.pop(deployment, None)
-        if timer is not None:
-            timer.cancel()
+        known = self._timers.pop(deployment, None)
+        if known is not None:
+            known[1].cancel()
         key = routing_key(deployment.app_name, deployment.name)
         if self._find(deployment.app_name, deployment.name) in (None, deployment):
             self._publisher.publish(key, None)
@@ -247,14 +252,20 @@ class ServeController:
         self._wake.set()
 
     def wake_at(self, deployment: Deployment, when: float) -> None:
-        timer = self._timers.get(deployment)
-        loop = asyncio.get_running_loop()
-        at = loop.time() + max(0.0, when - time.monotonic())
-        if timer is not None and not timer.cancelled() and loop.time() < timer.when() <= at:
-            return
-        if timer is not None:
+        now = time.monotonic()
+        known = self._timers.get(deployment)
+        if known is not None:
+            at, timer = known
+            if at <= when:
+                return
             timer.cancel()
-        self._timers[deployment] = loop.call_at(at, self.wake)
+        delay_s = max(0.0, when - now) + TIMER_STEP_S
+        timer = asyncio.get_running_loop().call_later(delay_s, self._time_has_come, deployment)
+        self._timers[deployment] = when, timer
+
+    def _time_has_come(self, deployment: Deployment) -> None:
+        del self._timers[deployment]
+        self.wake(deployment)
 
     def publish(self, key: bytes, value: bytes | None) -> None:
         self._publisher.publish(key, value)
@@ -353,6 +364,25 @@ class ServeController:
                     f"application {holder!r} has it"
                 )
             taken[spec.route_prefix] = spec.name
+
+    async def scale(self, app_name: str, deployment_name: str, num_replicas: int) -> None:
+        """Give a deployment another number of replicas; it holds until the application is deployed again.
+
+        Raises ValueError for what there is not, and for deployments that are scaled by their load.
+        """
+        await self._check_open()
+        deployment = self._find(app_name, deployment_name)
+        app = self._apps.get(app_name)
+        if app is None or app.spec is None or deployment is None:
+            raise ValueError(f"there is no deployment {deployment_name!r} in an application {app_name!r}")
+        if deployment.autoscaler is not None:
+            raise ValueError(f"deployment {deployment_name!r} has autoscaling_config: its load decides")
+        specs = [
+            building.with_replicas(d, num_replicas) if d.name == deployment_name else d
+            for d in app.spec.deployments
+        ]
+        spec = msgspec.structs.replace(app.spec, deployments=specs)
+        await self._deploy([spec], source=app.source, config=app.config)
 
     async def delete(self, names: list[str]) -> None:
         """Drain and delete applications. Returns when that is certain, not when it is done."""

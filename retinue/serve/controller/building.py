@@ -5,10 +5,15 @@ Lives here: that. Does not: building (`retinue.serve.build`), deploying (`actor`
 
 from __future__ import annotations
 
+import json
+
+import msgspec
+
 import retinue
+from retinue.serve.config import DeploymentConfig
 from retinue.serve.controller.checkpoint import InstanceRecord
 from retinue.serve.deploy_schema import ServeApplicationSchema, ServeDeploySchema
-from retinue.serve.messages import ApplicationSpec, decode, encode
+from retinue.serve.messages import ApplicationSpec, DeploymentSpec, decode, encode
 
 
 def _build(config: bytes) -> bytes:
@@ -24,6 +29,13 @@ async def build_remotely(config: bytes) -> ApplicationSpec:
         num_cpus=0, max_retries=0, runtime_env=dict(schema.runtime_env) or None
     )
     return decode(ApplicationSpec, await task.remote(config))
+
+
+def with_replicas(spec: DeploymentSpec, num_replicas: int) -> DeploymentSpec:
+    """The deployment with another number of replicas. Raises pydantic.ValidationError for what is none."""
+    options = json.loads(spec.config or b"{}") | {"num_replicas": num_replicas}
+    config = DeploymentConfig.model_validate(options)
+    return msgspec.structs.replace(spec, config=config.model_dump_json().encode())
 
 
 def instance_of(config: ServeDeploySchema, known: InstanceRecord, text: bytes) -> InstanceRecord:

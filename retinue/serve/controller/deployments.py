@@ -205,7 +205,6 @@ class Deployment:
 
     def reconcile(self, now: float) -> None:
         """Look at what shall be and what is; do what is missing, and tell."""
-        self._bury()
         if self.is_deleting:
             self._reconcile_deletion()
         else:
@@ -213,7 +212,8 @@ class Deployment:
             self._judge()
         self._publish()
 
-    def _bury(self) -> None:
+    def bury(self) -> None:
+        """Take leave of the replicas whose process is gone."""
         for replica in [r for r in self.replicas.values() if r.life.state is ReplicaState.STOPPED]:
             del self.replicas[replica.replica_id]
             self.dead.append(replica.obituary())
@@ -315,7 +315,9 @@ class Deployment:
         return True
 
     def _free_rank(self) -> int:
-        taken = {r.rank for r in self.replicas.values() if not r.is_over}
+        # Of this version: a new replica has the rank of the old one that it takes the place of.
+        version = self.release.version
+        taken = {r.rank for r in self.replicas.values() if not r.is_over and r.release.version == version}
         return next(rank for rank in range(len(taken) + 1) if rank not in taken)
 
     def _stop(self, replica: Replica, reason: str) -> None:

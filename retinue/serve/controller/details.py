@@ -70,6 +70,7 @@ def details_json(controller: ServeController) -> bytes:
                 "actor_name": proxy.actor_name,
                 "log_file_path": getattr(proxy.started, "log_file", None) or None,
                 "status": proxy.health.status,
+                "message": proxy.health.message,
             }
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""A replica and a proxy, small but real actors with the interfaces of serve's own, for the controller's tests.
+"""A replica and a proxy: small but real actors with the interfaces of serve's own.
 
 What a replica does is said by its `init_args`, JSON of `Behaviour`; what happens to it is written as lines to
 `log`, in the order in which it happens.
@@ -26,8 +26,9 @@ FAKE_PROXY = "tests.serve.controller.fakes:FakeProxy"
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Files stand for switches that a test turns: the constructor fails while `fails_while` exists, waits until
-    `waits_for` exists, health checks fail while `ill_while` exists, draining waits until `drains_when` exists."""
+    """Files stand for switches that a test turns: the constructor fails while `fails_while` exists, waits
+    until `waits_for` exists, health checks fail while `ill_while` exists, draining waits until `drains_when`
+    exists."""
 
     log: str
     fails: str = ""
@@ -38,8 +39,12 @@ class Behaviour:
     refuses: str = ""  # a user_config
 
 
+def is_on(path: str) -> bool:
+    return bool(path) and Path(path).exists()
+
+
 async def until_there(path: str) -> None:
-    while path and not Path(path).exists():
+    while path and not is_on(path):  # noqa: ASYNC110 - another process makes it
         await asyncio.sleep(0.005)
 
 
@@ -57,7 +62,8 @@ class FakeReplica:
     def __init__(self, replica_id: str, app_name: str, spec: bytes, rank: int, world_size: int) -> None:
         self.replica_id = replica_id
         self.spec = decode(DeploymentSpec, spec)
-        self.behaviour = Behaviour(**json.loads(self.spec.init_args))
+        is_ours = self.spec.init_args.startswith(b"{")
+        self.behaviour = Behaviour(**json.loads(self.spec.init_args)) if is_ours else Behaviour(os.devnull)
 
     def tell(self, what: str) -> None:
         with Path(self.behaviour.log).open("a") as file:
@@ -70,7 +76,7 @@ class FakeReplica:
         await until_there(behaviour.waits_for)
         if behaviour.fails:
             raise ValueError(behaviour.fails)
-        if behaviour.fails_while and Path(behaviour.fails_while).exists():
+        if is_on(behaviour.fails_while):
             raise ValueError("the switch is on")
         self.door = doors.open(REPLICA_DOOR, Echo())
         self.tell("ready")
@@ -84,7 +90,7 @@ class FakeReplica:
             raise ValueError(f"{user_config} is refused")
 
     async def check_health(self) -> None:
-        if self.behaviour.ill_while and Path(self.behaviour.ill_while).exists():
+        if is_on(self.behaviour.ill_while):
             raise RuntimeError("the model is ill")
 
     async def drain(self) -> None:
