@@ -241,6 +241,6 @@ class Patient(Model):
         self.go = go
 
     async def stay(self) -> str:
-        while not Path(self.go).exists():  # noqa: ASYNC240  # noqa: ASYNC110 - others are to run, nothing tells us
+        while not Path(self.go).exists():  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.001)
         return "stayed"
