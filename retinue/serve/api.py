@@ -90,7 +90,12 @@ def _start_controller(
         raise UnsupportedError(
             "tracing_config: spans are not exported yet; traceparent headers are carried on"
         )
-    _model(ControllerOptions, controller_options)
+    controller = _model(ControllerOptions, controller_options)
+    if controller is not None and (controller.runtime_env or {}).get("env_vars"):
+        raise UnsupportedError(
+            "controller_options: set environment variables where the cluster is started; "
+            "what replicas need goes into ray_actor_options"
+        )
     location = ProxyLocation(proxy_location) if proxy_location is not None else None
     if http is not None and http.location is not None:
         location = http.location
@@ -250,6 +255,7 @@ def _driver_env() -> dict[str, Any]:
 def _wait_running(controller: ActorHandle[Any], names: Sequence[str]) -> None:
     """Raises RetinueServeException with the reason if one of them cannot be deployed, or is deleted."""
     version = -1
+    told: dict[str, str] = {}
     while True:
         version = retinue.get(controller.changed.remote(version))
         applications = _get_status(controller).applications
@@ -262,6 +268,10 @@ def _wait_running(controller: ActorHandle[Any], names: Sequence[str]) -> None:
                 raise RetinueServeException(f"application {name!r} could not be deployed: {app.message}")
             if app.status is not ApplicationStatus.RUNNING:
                 waiting.append(name)
+                if app.message and told.get(name) != app.message:
+                    # Such as: a replica cannot be placed, and what it lacks. The wait may be for ever.
+                    logger.warning("application %r is not running yet: %s", name, app.message)
+                    told[name] = app.message
         if not waiting:
             return
 
