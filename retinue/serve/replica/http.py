@@ -66,6 +66,12 @@ def scope_of(head: HttpHead, kind: str = "http") -> dict[str, Any]:
 class ReplicaRequest(Request):
     """A starlette Request whose body is here already, or comes as items of an upload."""
 
+    # What Starlette's constructor sets, which is not run: of the class, as most requests change none of it.
+    _was_json = False
+    _stream_consumed = False
+    _is_disconnected = False
+    _form = None
+
     def __init__(
         self,
         head: HttpHead,
@@ -77,12 +83,6 @@ class ReplicaRequest(Request):
         self._context = context
         self._view = body
         self._upload = upload
-        self._was_json = False
-        self._stream_consumed = False
-        self._is_disconnected = False
-        self._form = None
-        self._receive = self._receive_message
-        self._send = _no_send
         if upload is None:
             self._body = bytes(body)
 
@@ -127,16 +127,15 @@ class ReplicaRequest(Request):
     async def is_disconnected(self) -> bool:
         return self._context.is_cancelled
 
-    async def _receive_message(self) -> dict[str, Any]:
+    async def _receive(self) -> dict[str, Any]:
         """For code that reads a Request as ASGI, such as mounted applications."""
         if not self._stream_consumed:
             return {"type": "http.request", "body": await self.body(), "more_body": False}
         await asyncio.get_running_loop().create_future()  # until it is cancelled: the client has gone
         raise ClientDisconnect
 
-
-async def _no_send(message: Any) -> NoReturn:
-    raise RuntimeError("this request is answered by what its handler returns")
+    async def _send(self, message: Any) -> NoReturn:
+        raise RuntimeError("this request is answered by what its handler returns")
 
 
 def _lenient_json(body: bytes) -> Any:
