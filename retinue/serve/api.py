@@ -102,7 +102,7 @@ def _start_controller(
     _connect()
     from retinue.serve.controller.actor import start_controller
 
-    return start_controller(http, grpc, location, logs)
+    return start_controller(http, grpc, location, logs)  # type: ignore[no-any-return]
 
 
 def _connect() -> None:
