@@ -9,7 +9,6 @@ Lives here: those two contexts, and the public questions about them. Does not: s
 from __future__ import annotations
 
 import contextvars
-from dataclasses import dataclass
 from typing import Any
 
 
@@ -94,7 +93,6 @@ def get_trace_context() -> Any:
     return TraceContextTextMapPropagator().extract(carrier)
 
 
-@dataclass
 class ReplicaContext:
     """The replica that code runs in. `replica_tag` is what is unique in `replica_id` (app#deployment#tag).
 
@@ -102,12 +100,29 @@ class ReplicaContext:
     `rank`: from 0 to `world_size` - 1, among the deployment's replicas.
     """
 
-    replica_id: str
-    app_name: str
-    deployment: str
-    servable_object: Any = None
-    rank: int = 0
-    world_size: int = 1
+    def __init__(
+        self,
+        replica_id: str,
+        app_name: str,
+        deployment: str,
+        servable_object: Any = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.replica_id = replica_id
+        self.servable_object = servable_object
+        self.rank = rank
+        self.world_size = world_size
+        self._app_name = app_name
+        self._deployment = deployment
+
+    @property
+    def app_name(self) -> str:
+        return self._app_name
+
+    @property
+    def deployment(self) -> str:
+        return self._deployment
 
     @property
     def replica_tag(self) -> str:
