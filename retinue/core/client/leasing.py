@@ -279,6 +279,11 @@ class LeaseClient:
         agent = self._agents.get(node_id)
         with self._runtime.lock:
             pool.grant_seen(message.count)
+            if node_id == self._runtime.node_id:
+                # Another node knows of room at home. There our whole need is known already, and is a level:
+                # to ask for `count` would be to take the rest of it back.
+                self.send_demand(pool)
+                return
         if agent is not None and agent.connection is not None and not agent.connection.is_closed:
             self._demand(agent, pool, message.count, 1)
             return

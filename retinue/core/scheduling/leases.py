@@ -50,6 +50,9 @@ RESERVE_S = 1.0
 RESERVE_AGAIN_S = 1.0
 # A redirected share of a large demand: more is decided when the next view of the cluster is here.
 REDIRECT_SHARE = 16
+# How long what was sent to another node counts as used there, if no news of any node come. The head does not
+# push a report that equals the last one: that of a task which has begun and lends its CPUs already.
+SENT_AWAY_S = 0.5
 WARN_AFTER_S = 1.0
 WARN_EVERY_S = 30.0
 MAX_START_FAILURES = 3
@@ -196,6 +199,8 @@ class LeaseTable:
         self._turns = itertools.count()
         self._home = NodeView(node_id, resources.total, resources.free)
         self._others: dict[bytes, NodeView] = {}
+        self._reported_free: dict[bytes, Units] = {}  # of nodes that work was sent to since the last view
+        self._sent_away_at = 0.0
         self._view_is_known = False
         self._view = 0
         self._reserved: Party | None = None
@@ -417,6 +422,7 @@ class LeaseTable:
         self._others = {
             node.node_id: node for node in nodes if node.node_id != self._node_id and node.is_alive
         }
+        self._reported_free.clear()
         self._view_is_known = True
         self._view += 1
         return self._serve(now)
@@ -445,13 +451,15 @@ class LeaseTable:
         if self._reserved is not None and now >= self._reserved_until:
             self._reserved.reserve_from = now + RESERVE_AGAIN_S
             self._reserved = None
+        if self._reported_free and now >= self._sent_away_at + SENT_AWAY_S:
+            self._believe_reports()
         queue = [(party.rank(), party) for party in self._waiting]
         heapq.heapify(queue)
         redirects: dict[tuple[Party, bytes], int] = {}
         stuck: list[Party] = []
         while queue:
             _, party = heapq.heappop(queue)
-            if not self._serve_one(party, out, redirects):
+            if not self._serve_one(party, now, out, redirects):
                 if party.wanted:
                     stuck.append(party)
                 continue
@@ -466,8 +474,14 @@ class LeaseTable:
         self._recall_for(stuck, now, out)
         return out
 
+    def _believe_reports(self) -> None:
+        for node_id, free in self._reported_free.items():
+            self._others[node_id].free = free
+        self._reported_free.clear()
+        self._view += 1
+
     def _serve_one(
-        self, party: Party, out: list[Decision], redirects: dict[tuple[Party, bytes], int]
+        self, party: Party, now: float, out: list[Decision], redirects: dict[tuple[Party, bytes], int]
     ) -> bool:
         """One lease more for the party, here or elsewhere; False if that is impossible now."""
         if not self._others or party.is_actor or party.hops >= MAX_HOPS or party.full_view == self._view:
@@ -481,7 +495,7 @@ class LeaseTable:
                 return True
             choice = self._choose(party, (self._node_id,))
         if isinstance(choice, Fits) and choice.node_id != self._node_id:
-            self._send_away(party, choice.node_id, redirects)
+            self._send_away(party, choice.node_id, now, redirects)
             return True
         if isinstance(choice, Infeasible):
             self._cannot(party, choice, out)
@@ -501,8 +515,12 @@ class LeaseTable:
             exclude=exclude,
         )
 
-    def _send_away(self, party: Party, node_id: bytes, redirects: dict[tuple[Party, bytes], int]) -> None:
+    def _send_away(
+        self, party: Party, node_id: bytes, now: float, redirects: dict[tuple[Party, bytes], int]
+    ) -> None:
         node = self._others[node_id]
+        self._reported_free.setdefault(node_id, dict(node.free))
+        self._sent_away_at = now
         share = 1 if party.strategy == SPREAD else max(1, party.unserved() // REDIRECT_SHARE)
         count = 0
         while count < share and fits(party.request, node.free):

@@ -8,6 +8,7 @@ import pytest
 from retinue.core.scheduling.leases import (
     ACTOR_SHAPE_ID,
     MIN_LEASE_S,
+    SENT_AWAY_S,
     Decision,
     DropNeed,
     EndWorker,
@@ -298,3 +299,13 @@ def test_workers_that_cannot_start_refuse_the_demand_after_a_few_tries(node: Nod
         decisions = node.table.worker_failed(need.lease_id, "RuntimeEnvSetupError", "no such folder", now=0.0)
     assert decisions == [Refuse("a", 1, "RuntimeEnvSetupError", "no such folder")]
     assert node.table.available() == {"CPU": 2.0}
+
+
+def test_a_node_that_work_was_sent_to_is_believed_again_when_no_news_of_it_come(node: Node) -> None:
+    """Its report may be the same as before: what was sent began, and lends its CPU already."""
+    node.table.cluster_changed([other_node(b"n1", 1)], now=0.0)
+    decisions = node.demand("a", 6)
+    assert [d.count for d in decisions if isinstance(d, Redirect)] == [1]
+    assert node.later(SENT_AWAY_S / 2) == []
+    assert node.later(SENT_AWAY_S / 2) == [Redirect("a", 1, 1, b"n1")]
+    assert node.later(SENT_AWAY_S / 2) == []
