@@ -20,7 +20,7 @@ import msgspec
 
 import retinue
 from retinue.core import doors
-from retinue.exceptions import RetinueError
+from retinue.exceptions import ActorDiedError, RetinueError
 from retinue.serve.config import HTTPOptions, LoggingConfig, gRPCOptions
 from retinue.serve.controller import building, details, releases
 from retinue.serve.controller.admin_door import ADMIN_DOOR, AdminDoor
@@ -496,6 +496,11 @@ class ServeController:
         me = retinue.get_runtime_context().current_actor
         asyncio.get_running_loop().call_later(LAST_WORDS_S, lambda: retinue.kill(me))
 
+    async def wait_ended(self) -> None:
+        """Return at once, unless serve is being shut down: then never, for the actor ends first."""
+        if self._is_ending:
+            await asyncio.Event().wait()
+
     async def _check_open(self) -> None:
         await self.ready()
         if self._is_ending:
@@ -544,6 +549,19 @@ def _end_unknown(known: set[str]) -> None:
                 retinue.kill(retinue.get_actor(name, NAMESPACE))
 
 
+def find_controller() -> Any:
+    """The running controller's handle; None if there is none. One that is shutting down is waited for."""
+    while True:
+        try:
+            handle = retinue.get_actor(CONTROLLER_NAME, NAMESPACE)
+            retinue.get(handle.wait_ended.remote())
+        except ValueError:
+            return None
+        except ActorDiedError:
+            continue  # its name is free now
+        return handle
+
+
 def start_controller(
     http_options: HTTPOptions | None = None,
     grpc_options: gRPCOptions | None = None,
@@ -557,10 +575,7 @@ def start_controller(
 
     If serve runs already, options that are given are ignored with a warning.
     """
-    try:
-        handle = retinue.get_actor(CONTROLLER_NAME, NAMESPACE)
-    except ValueError:
-        handle = None
+    handle = find_controller()
     if handle is not None:
         retinue.get(handle.ready.remote())
         if any(option is not None for option in (http_options, grpc_options, proxy_location, logging_config)):

@@ -311,6 +311,8 @@ class Deployment:
         if release is None or record.started is None:
             return False
         self._started += 1
+        if release is self.wanted and self.rollout.good is None:
+            self.rollout.good = release.release_id  # it has run, so it has proven itself
         self._add(record.replica_id, release, record.rank).recover(record)
         return True
 

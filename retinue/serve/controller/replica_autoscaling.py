@@ -72,7 +72,7 @@ class Autoscaler:
         self._pending: _Pending | None = None
         self._wanted: int | None = None
         initial = config.initial_replicas if config.initial_replicas is not None else config.min_replicas
-        self.target = self._bounded(initial if first is None else first)
+        self.target = self._bounded(_at_capacity(initial, capacity) if first is None else first)
         self._started_at = now
 
     # facts
@@ -207,13 +207,11 @@ class Autoscaler:
         is_up = wanted > self.target
         if self._pending is None or self._pending.is_up != is_up:
             self._pending = _Pending(is_up, now)
-        if not is_up and self.target > 1:
-            wanted = max(1, wanted)  # the last one goes by itself, after its own delay
-            if wanted == self.target:
-                return self.target
+        goes_last = not is_up and self.target > 1 and wanted == 0
         if now >= self._pending.since + self._delay_s(is_up) - 1e-9 or (is_up and self.target == 0):
-            self._pending = None
-            self._set(wanted, why, now)
+            # The last replica goes by itself, after a delay of its own.
+            self._pending = _Pending(False, now) if goes_last else None
+            self._set(1 if goes_last else wanted, why, now)
         return self.target
 
     def _delay_s(self, is_up: bool) -> float:

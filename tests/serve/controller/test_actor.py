@@ -81,10 +81,13 @@ class Serve:
         retinue.get(self.handle.deploy.remote([encode(spec)]))
 
     def status(self) -> dict[str, Any]:
-        return json.loads(retinue.get(self.handle.status.remote()))
+        status: dict[str, Any] = json.loads(retinue.get(self.handle.status.remote()))
+        return status
 
     def app(self, name: str = "app") -> dict[str, Any]:
-        return self.status()["applications"].get(name, {"status": "GONE", "message": "", "deployments": {}})
+        gone: dict[str, Any] = {"status": "GONE", "message": "", "deployments": {}}
+        app: dict[str, Any] = self.status()["applications"].get(name, gone)
+        return app
 
     def details(self) -> ServeInstanceDetails:
         return ServeInstanceDetails.model_validate_json(retinue.get(self.handle.details.remote()))
@@ -139,7 +142,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 def actors() -> list[str]:
-    return [a["name"] for a in list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+    named: list[Any] = list_named_actors(all_namespaces=True)
+    return [a["name"] for a in named if a["namespace"] == NAMESPACE]
 
 
 def test_an_application_runs_and_routers_and_proxies_hear_of_it(serve: Serve) -> None:
@@ -414,7 +418,9 @@ def test_replicas_follow_the_load_down_to_none_and_back(serve: Serve) -> None:
     assert time.monotonic() - began < 2
     report(serve, 5, 1)
     serve.until(lambda: len(serve.replica_ids()) == 3)
-    (*_, last) = serve.details().applications["app"].deployments["d"].autoscaling_detail.decisions
+    detail = serve.details().applications["app"].deployments["d"].autoscaling_detail
+    assert detail is not None
+    last = detail.decisions[-1]
     assert last.reason == "1 -> 3 replicas: 6 requests, 1 wanted per replica (0 to 3 allowed)"
     report(serve, 0, 0)
     serve.until(lambda: serve.replica_ids() == [])
@@ -440,3 +446,27 @@ def test_a_config_deploys_what_it_names_and_leaves_what_has_not_changed(serve: S
     apply({**one, "deployments": [{"name": "Model", "num_replicas": 4}]}, target_capacity=50)
     serve.until(lambda: len(serve.replica_ids("one", "Model")) == 2)
     assert serve.status()["target_capacity"] == 50
+
+
+def test_serve_can_be_started_again_right_after_its_end(serve: Serve) -> None:
+    serve.deploy(serve.deployment())
+    serve.until_status("RUNNING")
+    retinue.get(serve.handle.shutdown.remote())
+    serve.handle = start_controller(replica_class=FAKE_REPLICA, proxy_class=FAKE_PROXY)
+    assert serve.status()["applications"] == {}
+    serve.deploy(serve.deployment())
+    serve.until_status("RUNNING")
+
+
+def test_a_failed_update_is_still_known_to_the_controllers_successor(serve: Serve) -> None:
+    serve.deploy(serve.deployment())
+    serve.until_status("RUNNING")
+    before = serve.replica_ids()
+    serve.deploy(serve.deployment(version="2", fails="boom", max_constructor_retry_count=1))
+    serve.until_status("DEPLOY_FAILED")
+    controller = next(a for a in retinue.util.state.list_actors() if a.name == CONTROLLER_NAME)
+    os.kill(controller.pid or 0, signal.SIGKILL)
+    serve.until_status("DEPLOY_FAILED")
+    assert "boom" in serve.app()["message"]
+    assert serve.replica_ids() == before
+    assert len(serve.said("constructs")) == 2
