@@ -101,6 +101,10 @@ class _Package(ModuleType):
         if name not in _HOME_OF or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as every module: user code that says `serve.` is pickled by value with its globals."""
+        return importlib.import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package
 

@@ -16,13 +16,14 @@ import msgspec
 
 
 class Access(NamedTuple):
-    """One answered request. `seconds`: from when it began to be answered to its last byte out."""
+    """One answered request. `status`: HTTP's, or the name of gRPC's. `seconds`: from when it began to be
+    answered to its last byte out."""
 
     at: float  # wall clock
     client: str
     method: str
     path: str
-    status: int
+    status: int | str
     seconds: float
     request_id: str
     route: str

@@ -106,7 +106,10 @@ class RouteTable(Struct, frozen=True):
 #   exchange("websocket")  items in: HttpHead, then msgpack of ASGI messages (dicts); out: the same
 #   call("handle")     body: CallHead | payload -> payload (a serialized value)
 #   stream("handle")   body: CallHead | payload -> items, each a payload
-#   call("grpc"), stream("grpc"), exchange("grpc")   first body or item: GrpcHead | request message
+#   call("grpc"), stream("grpc")  body: GrpcHead | request message -> GRPC_MESSAGE and the message, or
+#                      GRPC_HEAD and GrpcResponseHead | message; in a stream a head has no message
+#   exchange("grpc")   items in: GrpcHead, then request messages; items out: an empty one when user code has
+#                      begun, then as with stream
 #   call("handle:all") as call("handle"), past the limit: a handle's broadcast. Neither admitted nor counted
 #   stream("events")   -> msgpack of ReplicaEvent, for as long as the router lives
 #   call("leave")      the router has nothing waiting any more: no notices -> b""
@@ -156,21 +159,32 @@ class CallHead(Struct, array_like=True, gc=False):
 
 
 class GrpcHead(Struct, array_like=True, gc=False):
-    """A gRPC call. `method` is the full name, /package.Service/Method."""
+    """A gRPC call. `method` is the full name, /package.Service/Method; `servicer` the import path of the
+    function that registered it."""
 
     method: str
-    metadata: list[tuple[str, str | bytes]] = []
+    metadata: list[tuple[str, Any]] = []  # str; bytes where the key ends in -bin
     model_id: str = ""
     session_id: str = ""
     peer: str = ""
+    servicer: str = ""
+    route: str = ""
+    ignores_disconnect: bool = False
+
+
+# First bytes of what answers a gRPC call.
+GRPC_MESSAGE = b"\0"
+GRPC_HEAD = b"\1"
 
 
 class GrpcResponseHead(Struct, array_like=True, gc=False):
-    """What user code set on its context; with the response, or as the last item of a stream."""
+    """What user code set on its context, or the status of its failure; with the response, or as the last item
+    of a stream (and the first, if there is a compression)."""
 
     code: int = 0
     details: str = ""
-    trailing_metadata: list[tuple[str, str | bytes]] = []
+    trailing_metadata: list[tuple[str, Any]] = []
+    compression: int = 0
 
 
 # --- what a replica tells the routers that are connected to it

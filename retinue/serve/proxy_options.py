@@ -145,7 +145,10 @@ class gRPCOptions(StrictModel):
     """gRPC of the proxies. It is served once there are servicers; each is an import path of the generated
     `add_..._to_server` function."""
 
-    port: int = Field(default=DEFAULT_GRPC_PORT, ge=0, le=65535)
+    port: int = Field(default=DEFAULT_GRPC_PORT, ge=0, le=65535, description="0: a free one.")
+    host: str = Field(
+        default=DEFAULT_HTTP_HOST, description="Address to listen on; '0.0.0.0' or '::' for all interfaces."
+    )
     grpc_servicer_functions: list[str] = Field(default=[])
     request_timeout_s: PositiveFloat | None = None
     enable_reflection: bool = True

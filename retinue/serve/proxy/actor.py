@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from msgspec import Struct
 
@@ -20,6 +21,9 @@ from retinue.serve.proxy.measures import RequestMeasures
 from retinue.serve.proxy.server import HttpServer, Limits, Tls
 from retinue.serve.routing.process import RouterSet, use_this_loop
 from retinue.util.metrics import render_prometheus, snapshot
+
+if TYPE_CHECKING:
+    from retinue.serve.proxy.grpc_server import GrpcServer
 
 DRAIN_TIMEOUT_S = 30.0
 _FOREVER_S = 7 * 24 * 3600.0
@@ -44,6 +48,7 @@ class ProxyActor:
         self._http_options = HTTPOptions.model_validate_json(http_options_json)
         self._grpc_options = gRPCOptions.model_validate_json(grpc_options_json)
         self._http: HttpServer | None = None
+        self._grpc: GrpcServer | None = None
         self._listener: socket.socket | None = None
         self._starting = asyncio.Lock()
         self._started: ProxyStarted | None = None
@@ -51,7 +56,8 @@ class ProxyActor:
     async def ready(self) -> ProxyStarted:
         """Start serving, once; returns when connections are accepted.
 
-        Raises ListenerError where the port cannot be had, OSError and ssl.SSLError for certificates.
+        Raises ListenerError where the port cannot be had, OSError and ssl.SSLError for certificates, and what
+        importing the servicers of gRPC raises.
         """
         async with self._starting:
             if self._started is None:
@@ -60,23 +66,36 @@ class ProxyActor:
 
     async def _start(self) -> ProxyStarted:
         router_set = use_this_loop("proxy")
-        address = log_file = ""
+        address = grpc_address = ""
+        if self._grpc_options.grpc_servicer_functions:
+            grpc_address = await self._start_grpc(router_set)
         if self._http_options.host is not None:
-            log_file = await self._start_http(router_set)
+            try:
+                await self._start_http(router_set)
+            except BaseException:
+                await self._close_grpc()  # `ready` will be called again
+                raise
             assert self._listener is not None
             host, port = self._listener.getsockname()[:2]
             scheme = "https" if self._http_options.ssl_certfile else "http"
             address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        return ProxyStarted(os.getpid(), address, "", log_file)
+        log_file = str(self._log_file) if address or grpc_address else ""
+        return ProxyStarted(os.getpid(), address, grpc_address, log_file)
 
-    async def _start_http(self, router_set: RouterSet) -> str:
+    @property
+    def _log_file(self) -> Path:
+        return Path(doors.session_dir()) / "logs" / "serve" / f"proxy_{self._slot}.log"
+
+    def _open_log(self) -> TextIO:
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        return self._log_file.open("a", encoding="utf-8")
+
+    async def _start_http(self, router_set: RouterSet) -> None:
         options = self._http_options
-        log_file = Path(doors.session_dir()) / "logs" / "serve" / f"proxy_{self._slot}.log"
-        log_file.parent.mkdir(parents=True, exist_ok=True)
         server = HttpServer(
             router_set,
             limits=limits_of(options),
-            access_log=AccessLog(log_file.open("a", encoding="utf-8"), is_json=False),
+            access_log=AccessLog(self._open_log(), is_json=False),
             measures=RequestMeasures(),
             metrics_page=lambda: render_prometheus([snapshot()]).encode(),
             root_path=options.root_path,
@@ -93,7 +112,28 @@ class ProxyActor:
         )
         await server.start(self._listener)
         self._http = server
-        return str(log_file)
+
+    async def _start_grpc(self, router_set: RouterSet) -> str:
+        # Here, as it imports grpc: 43 ms, and an optional package.
+        from retinue.serve.proxy.grpc_server import GrpcServer
+
+        # A log of its own to the same file: each writes whole lines.
+        self._grpc = GrpcServer(
+            router_set,
+            self._grpc_options,
+            access_log=AccessLog(self._open_log(), is_json=False),
+            measures=RequestMeasures("grpc"),
+        )
+        try:
+            return await self._grpc.start()
+        except BaseException:
+            await self._close_grpc()
+            raise
+
+    async def _close_grpc(self) -> None:
+        server, self._grpc = self._grpc, None
+        if server is not None:
+            await server.close()
 
     async def check_health(self) -> None:
         """Answers while the loop runs and the proxy serves. Raises RuntimeError if it does not."""
@@ -101,11 +141,25 @@ class ProxyActor:
             raise RuntimeError("the proxy has not started")
 
     async def drain(self) -> None:
-        """Take no more connections; returns when the last request is answered, or after 30 s."""
+        """Take no more connections; returns when the last request is answered, or after 30 s.
+
+        The slot's sockets are given up: no successor comes, and whoever connected would wait in vain.
+        """
+        await asyncio.gather(self._drain_http(), self._drain_grpc())
+        if self._listener is not None:
+            name = listener_name(self._node_id, self._slot)
+            await asyncio.to_thread(doors.release_listener, name)
+
+    async def _drain_http(self) -> None:
         if self._http is not None:
             await self._http.drain(DRAIN_TIMEOUT_S)
             await self._http.close()
             self._http = None
+
+    async def _drain_grpc(self) -> None:
+        if self._grpc is not None:
+            await self._grpc.drain(DRAIN_TIMEOUT_S)
+            await self._close_grpc()
 
 
 def listener_name(node_id: str, slot: int) -> str:

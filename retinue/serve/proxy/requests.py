@@ -121,7 +121,7 @@ class Passage:
             if IGNORES_DISCONNECT in known:
                 self.ignores_disconnect = known[IGNORES_DISCONNECT].strip().lower() in (b"1", b"true", b"?1")
             if TIMEOUT in known:
-                timeout_s = _timeout(known[TIMEOUT])
+                timeout_s = timeout_of(known[TIMEOUT].decode("latin-1"))
         return RequestMeta(
             self.request_id,
             trace or ids.traceparent(),
@@ -132,13 +132,17 @@ class Passage:
         )
 
 
-def _timeout(value: bytes) -> float:
+def is_traceparent(value: str) -> bool:
+    """Whether it is a W3C trace context."""
+    return value.isascii() and _TRACEPARENT.fullmatch(value.encode()) is not None
+
+
+def timeout_of(value: str) -> float:
+    """The seconds that x-request-timeout-seconds says. Raises BadHeaderError."""
     try:
         seconds = float(value)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= _MAX_TIMEOUT_S:
-        raise BadHeaderError(
-            f"x-request-timeout-seconds is a number of seconds above 0, got {value.decode('latin-1')!r}"
-        )
+        raise BadHeaderError(f"x-request-timeout-seconds is a number of seconds above 0, got {value!r}")
     return seconds

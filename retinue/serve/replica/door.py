@@ -20,6 +20,7 @@ from retinue.serve.messages import CallHead, GrpcHead, HttpHead, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
 from retinue.serve.replica.answering import Shielded, Turn, begin, single
+from retinue.serve.replica.grpc import GrpcAnswerer
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.user_code import ASYNC, UserCode, close, is_stream
 
@@ -64,10 +65,13 @@ class ReplicaDoor:
         if method == "leave":
             slots.leave(context.caller)
             return b""
+        answering: Any
         if method == "http":
             answering = self._http
         elif method == "handle":
             answering = self._handle
+        elif method == "grpc":
+            answering = self._grpc
         elif method == "handle:all":
             return await self._handle(body, context)
         else:
@@ -86,15 +90,22 @@ class ReplicaDoor:
     async def stream(self, method: str, body: bytes, context: DoorContext) -> AsyncIterator[bytes]:
         if method == "events":
             return self._slots.listen(context.caller)
-        if method != "handle":
+        if method not in ("handle", "grpc"):
             raise DoorRefusedError(UNKNOWN_METHOD)
         self._slots.take(context.caller)
-        return Held(self._handle_stream(body, context), self._slots.free)
+        if method == "handle":
+            return Held(self._handle_stream(body, context), self._slots.free)
+        try:
+            answer = await self._grpc_stream(body, context)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        return Held(answer, self._slots.free)
 
     async def exchange(
         self, method: str, items: AsyncIterator[bytes], context: DoorContext
     ) -> AsyncIterator[bytes]:
-        if method not in ("http", "websocket"):
+        if method not in ("http", "websocket", "grpc"):
             raise DoorRefusedError(UNKNOWN_METHOD)
         self._slots.take(context.caller)
         try:
@@ -102,6 +113,9 @@ class ReplicaDoor:
             answer: bytes | AsyncIterator[bytes]
             if method == "http":
                 answer = await self._http(first, context, items)
+            elif method == "grpc":
+                head = unpack(GrpcHead, first)[0]
+                answer = self._grpc_calls.exchange(head, items, self._enter(head, head.route, context))
             else:
                 answer = self._websocket(first, items, context)
         except BaseException as error:
@@ -187,7 +201,7 @@ class ReplicaDoor:
             return http.complete(response)
         if isinstance(response, StreamingResponse) and type(response).__call__ is StreamingResponse.__call__:
             return await begin(http.streamed(response, self._user.pool))
-        return await asgi.run_http(response, request.scope, await request.body())
+        return await asgi.run_http(response, dict(request.scope), await request.body())
 
     def _error_reply(
         self, error: Exception, request: http.ReplicaRequest | None, entered: RequestContext
@@ -243,6 +257,24 @@ class ReplicaDoor:
                     await asyncio.sleep(0)
         finally:
             await close(items)
+
+    # --- gRPC
+
+    async def _grpc(self, body: bytes, context: DoorContext) -> bytes | AsyncIterator[bytes]:
+        head, payload = unpack(GrpcHead, body)
+        answering = self._grpc_calls.call(head, payload, self._enter(head, head.route, context))
+        if head.ignores_disconnect:
+            return await Shielded(answering).begin()
+        return await answering
+
+    async def _grpc_stream(self, body: bytes, context: DoorContext) -> AsyncIterator[bytes]:
+        head, payload = unpack(GrpcHead, body)
+        answering = self._grpc_calls.stream(head, payload, self._enter(head, head.route, context))
+        if not head.ignores_disconnect:
+            return await answering
+        items = await Shielded(answering).begin()
+        assert not isinstance(items, bytes)
+        return items
 
 
 class Held:

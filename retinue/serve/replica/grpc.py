@@ -1,8 +1,8 @@
-"""gRPC calls in the replica: bytes become the user's messages, his method is called, its answer becomes bytes.
+"""gRPC calls in the replica. Bytes become the user's messages, their answers bytes.
 
-The method is the last part of the call's name, as in /package.Service/Method. The classes of the messages come
-from the generated function that registered the method in the proxy; its module is imported with the first
-call. Whatever user code raises becomes a status, never an exception of ours.
+The method is the last part of the call's name, as in /package.Service/Method. The classes of the messages
+come from the generated function that registered the method in the proxy; its module is imported with the
+first call. Whatever user code raises becomes a status, never an exception of ours.
 
 Lives here: that. Does not: slots and the request's context (`door`), finding the application (`proxy`).
 """
@@ -10,10 +10,11 @@ Lives here: that. Does not: slots and the request's context (`door`), finding th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from retinue.serve import grpc_status, servicers
@@ -21,6 +22,7 @@ from retinue.serve.context import RequestContext
 from retinue.serve.grpc_status import Status
 from retinue.serve.grpc_util import RetinueServegRPCContext, gRPCInputStream
 from retinue.serve.messages import GRPC_HEAD, GRPC_MESSAGE, GrpcHead, GrpcResponseHead, pack
+from retinue.serve.replica.answering import single
 from retinue.serve.replica.user_code import ASYNC, Method, UserCode, close, is_stream
 from retinue.serve.servicers import ServicerMethod
 
@@ -82,7 +84,7 @@ class Target:
             return self.messages.encode(answer)
         except TypeError as error:
             raise TypeError(
-                f"{self.user.name} answers {self.messages.full_name}, and gave a {type(answer).__name__}: {error}"
+                f"{self.user.name} answers {self.messages.full_name} with a {type(answer).__name__}: {error}"
             ) from error
 
 
@@ -218,12 +220,10 @@ class GrpcAnswerer:
             call = await self._begin(head, entered)
             request = _decode(call.target, bytes(payload))
         except Exception as error:  # noqa: BLE001 - it becomes a status
-            yield self._refuse(error, entered)
-            return
-        async for item in self._answers(call, request):
-            yield item
+            return single(self._refuse(error, entered))
+        return self._answers(call, request)
 
-    async def _answers(self, call: GrpcCall, request: Any) -> AsyncIterator[bytes]:
+    async def _answers(self, call: GrpcCall, request: Any) -> AsyncGenerator[bytes, None]:
         target = call.target
         items: Any = None
         try:
@@ -266,8 +266,9 @@ class GrpcAnswerer:
         is_over = False
         try:
             if call.target.messages.gives_stream:
-                async for item in self._answers(call, requests):
-                    yield item
+                async with contextlib.aclosing(self._answers(call, requests)) as answers:
+                    async for item in answers:
+                        yield item
             else:
                 yield await self._one_answer(call, requests)
             is_over = True
