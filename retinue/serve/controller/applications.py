@@ -68,7 +68,6 @@ class App:
                 good=record.good.get(spec.name),
                 failure=record.failures.get(spec.name, ""),
                 scale=scales.get(spec.name),
-                is_recovered=True,
             )
         for spec in record.removed:
             self.leaving[spec.name] = Deployment(self.name, spec, self._around)

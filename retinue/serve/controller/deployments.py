@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from retinue.serve.controller import placement, releases, rollout
@@ -31,7 +29,6 @@ DEAD_REPLICAS_KEPT = 10
 # A replica that is not there after this long may be waiting for a node: the cluster is asked.
 ASK_PLACEMENT_AFTER_S = 0.25
 ASK_PLACEMENT_EVERY_S = 1.0
-FAILED_STARTS_UNTIL_TOLD = 1
 
 
 class Surroundings(Protocol):
@@ -59,14 +56,6 @@ class Surroundings(Protocol):
     def new_replica_id(self, deployment: Deployment) -> str: ...
 
 
-@dataclass(slots=True)
-class Scale:
-    """How many replicas there shall be, and who says so."""
-
-    count: int
-    is_by_autoscaler: bool = False
-
-
 class Deployment:
     """The target and the replicas of one deployment. `reconcile` does one round, and never waits."""
 
@@ -79,7 +68,6 @@ class Deployment:
         good: DeploymentSpec | None = None,
         failure: str = "",
         scale: int | None = None,
-        is_recovered: bool = False,
     ) -> None:
         self.app_name = app_name
         self.name = spec.name
@@ -96,7 +84,6 @@ class Deployment:
         self.autoscaler: Autoscaler | None = None
         self._recovered_scale = scale
         self._started = 0
-        self._is_fresh = not is_recovered
         self.target_count = 0
         self._use_options(now=time.monotonic())
         self.rollout.failures.limit = self._failure_limit()
@@ -192,7 +179,7 @@ class Deployment:
             if first is None and before is not None:
                 first = self.target_count
             self.autoscaler = Autoscaler(
-                self.app_name, self.name, config.autoscaling_config, capacity=capacity, first=first, now=now
+                self.app_name, self.name, config.autoscaling_config, capacity=capacity, first=first
             )
         else:
             self.autoscaler.use(config.autoscaling_config, capacity=capacity, now=now)
@@ -484,6 +471,3 @@ def scaled_count(count: int, capacity: float | None) -> int:
     if capacity == 0:
         return 0
     return max(1, int(count * capacity / 100 + 0.5))
-
-
-Report = Callable[[Deployment], None]

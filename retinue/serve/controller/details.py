@@ -138,6 +138,7 @@ def _app(app: App, ips: dict[str, str]) -> dict[str, Any]:
         "last_deployed_time_s": app.deployed_at,
         "deployed_app_config": json.loads(app.config) if app.config else None,
         "source": app.source,
+        "external_scaler_enabled": app.spec.external_scaler_enabled if app.spec is not None else False,
         "deployments": {name: _deployment(d, ips) for name, d in app.deployments.items()},
     }
 

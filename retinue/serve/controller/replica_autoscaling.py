@@ -56,7 +56,6 @@ class Autoscaler:
         *,
         capacity: float | None = None,
         first: int | None = None,
-        now: float,
     ) -> None:
         self.app_name = app_name
         self.name = name
@@ -73,7 +72,6 @@ class Autoscaler:
         self._wanted: int | None = None
         initial = config.initial_replicas if config.initial_replicas is not None else config.min_replicas
         self.target = self._bounded(_at_capacity(initial, capacity) if first is None else first)
-        self._started_at = now
 
     # facts
 

@@ -19,7 +19,7 @@ def scaler(first: int | None = None, capacity: float | None = None, **fields: An
     config = AutoscalingConfig(
         **{"min_replicas": 0, "max_replicas": 10, "target_ongoing_requests": 2, **fields}
     )
-    return Autoscaler("app", "d", config, first=first, capacity=capacity, now=0.0)
+    return Autoscaler("app", "d", config, first=first, capacity=capacity)
 
 
 def decide(scaler: Autoscaler, now: float) -> int:
