@@ -142,6 +142,12 @@ async def _scale(context: AdminContext, request: Request) -> Response:
     app, deployment = request.path_params["app"], request.path_params["deployment"]
     async with ControllerClient(context, timeout_s=TIMEOUT_S) as client:
         try:
+            known = json.loads(await client.details())["applications"]
+            if deployment not in known.get(app, {"deployments": ()})["deployments"]:
+                return JSONResponse({"error": f"there is no deployment {app}#{deployment}"}, 404)
+            if not known[app]["external_scaler_enabled"]:
+                text = f"application {app!r} has no external_scaler_enabled: true in its config"
+                return JSONResponse({"error": text}, 412)
             await client.scale(app, deployment, asked.target_num_replicas)
         except ServeNotRunningError as error:
             return JSONResponse({"error": str(error)}, 503)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from retinue import __version__
 from retinue.serve.cli.options import add_to_path, app_dir_option, say
 from retinue.serve.cli.output import to_json, to_yaml
+from retinue.serve.deployment import Deployment
 from retinue.serve.proxy_options import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT
 
 _TOP_LEVEL_KEY = re.compile(r"^(?=\w)", re.MULTILINE)
@@ -96,11 +98,7 @@ def application(import_path: str, name: str, route_prefix: str) -> dict[str, Any
 
     graph = Graph(name, lambda deployment, app: None)
     graph.add(import_application(import_path))
-    deployments = []
-    for node in graph.nodes:
-        options = node.deployment.config.model_dump(mode="json", exclude_unset=True)
-        actor = node.deployment.ray_actor_options
-        deployments.append({"name": node.name, **options, **({"ray_actor_options": actor} if actor else {})})
+    deployments = [{"name": node.name, **written(node.deployment)} for node in graph.nodes]
     return {
         "name": name,
         "route_prefix": route_prefix,
@@ -108,6 +106,27 @@ def application(import_path: str, name: str, route_prefix: str) -> dict[str, Any
         "runtime_env": {},
         "deployments": deployments,
     }
+
+
+def written(deployment: Deployment) -> dict[str, Any]:
+    """The options that the code sets, as a config file says them: those that differ from the defaults."""
+    default = Deployment(_nothing, {"name": "default"})
+    options = _changed(deployment.config.model_dump(mode="json"), default.config.model_dump(mode="json"))
+    actor = _changed(deployment.ray_actor_options, default.ray_actor_options)
+    if "autoscaling_config" in options:
+        options.pop("num_replicas", None)
+        options["autoscaling_config"] = deployment.config.model_dump(mode="json", exclude_unset=True)[
+            "autoscaling_config"
+        ]
+    return {**options, **({"ray_actor_options": actor} if actor else {})}
+
+
+def _changed(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value != defaults.get(name)}
+
+
+def _nothing() -> None:
+    """Has the defaults."""
 
 
 def _write(text: str, path: str | None) -> None:

@@ -38,15 +38,14 @@ def snapshot(folder: str) -> Snapshot:
     return found
 
 
-def changes(folder: str) -> Iterator[list[str]]:
+def changed(folder: str, before: Snapshot) -> Iterator[list[str]]:
     """The files that were changed, added or removed, each time that there are some; never ends."""
-    before = snapshot(folder)
     while True:
         time.sleep(LOOK_EVERY_S)
         after = snapshot(folder)
-        changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-        if changed:
-            yield changed
+        paths = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        if paths:
+            yield paths
         before = after
 
 

@@ -1,4 +1,4 @@
-"""`serve run` and `serve start`: applications in the foreground, and serve on a cluster that runs.
+"""`serve run`: applications in the foreground.
 
 Nothing waits for what it does not need: the cluster, the controller and the proxy start in a thread while the
 user's modules are imported. Lives here: that order, and the end of it all. Does not: starting clusters.
@@ -6,7 +6,6 @@ user's modules are imported. Lives here: that order, and the end of it all. Does
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -25,12 +24,12 @@ from retinue.serve.cli.options import (
     address_option,
     app_dir_option,
     environment_options,
-    find_cluster,
     is_config_file,
     problem,
     read_arguments,
     say,
 )
+from retinue.serve.cli.reload import Snapshot, snapshot
 
 if TYPE_CHECKING:
     from retinue.serve.controller_client import BlockingControllerClient
@@ -97,10 +96,13 @@ class Cluster:
         try:
             self._join()
             from retinue.serve.api import _find_controller
+            from retinue.serve.cluster_start import check_port_is_free
             from retinue.serve.controller.actor import start_controller
 
             self.had_serve = not self.is_own and _find_controller() is not None
             options = self._options()
+            if not self.had_serve:
+                check_port_is_free(options.http_options)
             self.controller = start_controller(
                 options.http_options, options.grpc_options, options.proxy_location, options.logging_config
             )
@@ -267,6 +269,8 @@ def _run(cluster: Cluster, wanted: Wanted, *, is_blocking: bool, is_reloading: b
     is_left_running = is_running = False
     names: list[str] = []
     client: BlockingControllerClient | None = None
+    # Before anything is imported: what changes from now on has to be deployed anew.
+    files = snapshot(wanted.app_dir) if is_reloading else {}
     try:
         cluster.start()
         spec = None if wanted.is_config else imported(wanted)
@@ -290,7 +294,7 @@ def _run(cluster: Cluster, wanted: Wanted, *, is_blocking: bool, is_reloading: b
             say("Press Ctrl-C to end.")
             is_running = True
             if is_reloading:
-                redeploy(cluster, client, wanted, names)
+                redeploy(cluster, client, wanted, names, files)
             watch(client, names)
     except KeyboardInterrupt:
         if not is_running:
@@ -342,13 +346,15 @@ def watch(client: BlockingControllerClient, names: list[str]) -> None:
         say("Serve was shut down.")
 
 
-def redeploy(cluster: Cluster, client: BlockingControllerClient, wanted: Wanted, names: list[str]) -> None:
+def redeploy(
+    cluster: Cluster, client: BlockingControllerClient, wanted: Wanted, names: list[str], files: Snapshot
+) -> None:
     """Deploy anew after each change of a file; where that fails the version before goes on. Never ends."""
-    from retinue.serve.cli.reload import changes, forget_modules
+    from retinue.serve.cli.reload import changed, forget_modules
     from retinue.serve.cli.waiting import wait_running
 
-    for files in changes(wanted.app_dir):
-        say(f"Changed: {', '.join(os.path.relpath(file, wanted.app_dir) for file in files)}")
+    for paths in changed(wanted.app_dir, files):
+        say(f"Changed: {', '.join(os.path.relpath(path, wanted.app_dir) for path in paths)}")
         forget_modules(wanted.app_dir)
         try:
             spec = None if wanted.is_config else imported(wanted)
@@ -373,66 +379,3 @@ def interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-@click.command(short_help="Start serve on a running cluster.")
-@address_option
-@click.option("--http-host", default="127.0.0.1", show_default=True, help="Where HTTP proxies listen.")
-@click.option(
-    "--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
-)
-@click.option(
-    "--proxy-location",
-    type=click.Choice(["Disabled", "HeadOnly", "EveryNode"]),
-    default="EveryNode",
-    show_default=True,
-    help="Which nodes have proxies; EveryNode: the head's, and each with a replica.",
-)
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=9000, show_default=True)
-@click.option(
-    "--grpc-servicer-functions",
-    multiple=True,
-    help="Import path of an add_..._to_server function; without one there is no gRPC.",
-)
-@click.option("--grpc-enable-reflection/--grpc-disable-reflection", default=True, show_default=True)
-def start(
-    address: str | None,
-    http_host: str,
-    http_port: int,
-    proxy_location: str,
-    grpc_port: int,
-    grpc_servicer_functions: tuple[str, ...],
-    grpc_enable_reflection: bool,
-) -> None:
-    """Start serve (its controller and proxies) on a cluster that runs; applications come with `serve deploy`.
-
-    These options hold until `serve shutdown`. Where serve runs already, nothing changes, and it says so.
-    """
-    if grpc_servicer_functions and importlib.util.find_spec("grpc") is None:
-        raise click.ClickException("gRPC needs the extra: pip install 'retinue[grpc]'")
-    cluster = find_cluster(address)
-    from retinue.serve.cli.waiting import progress, read_details, wait_proxies
-    from retinue.serve.cluster_start import start_on
-    from retinue.serve.controller_client import BlockingControllerClient
-    from retinue.serve.proxy_options import HTTPOptions, ProxyLocation, gRPCOptions
-
-    with BlockingControllerClient(cluster) as client:
-        if client.is_running():
-            say("Serve runs already; its options stay until `serve shutdown`.")
-            return
-        with progress("Starting serve"):
-            start_on(
-                cluster,
-                http_options=HTTPOptions(host=http_host, port=http_port),
-                grpc_options=gRPCOptions(
-                    port=grpc_port,
-                    grpc_servicer_functions=list(grpc_servicer_functions),
-                    enable_reflection=grpc_enable_reflection,
-                ),
-                proxy_location=ProxyLocation(proxy_location),
-            )
-        wait_proxies(client)
-        from retinue.serve.cli.reading import base_urls
-
-        where = " ".join(base_urls(read_details(client)))
-    say("Serve runs" + (f" at {where}" if where else "") + "; `serve deploy` brings applications.")
