@@ -1,0 +1,57 @@
+"""A cluster of two CPUs with serve on it, for the examples of one module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import retinue
+from retinue import serve
+from retinue.serve.messages import CONTROLLER_NAME, NAMESPACE
+from retinue.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from retinue.serve.schema_file import load_config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+Serve = Callable[[serve.Application, str], str]
+
+
+def application(example: str) -> ServeApplicationSchema:
+    """The one application of an example's config file."""
+    (found,) = config(example).applications
+    return found
+
+
+def config(example: str) -> ServeDeploySchema:
+    return load_config(str(EXAMPLES / example / "config.yaml"))
+
+
+def where(protocol: str) -> str:
+    """Where the proxy listens."""
+    controller = retinue.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
+    groups = json.loads(retinue.get(controller.details.remote()))["target_groups"]
+    (target,) = next(group["targets"] for group in groups if group["protocol"] == protocol)
+    return f"{target['ip']}:{target['port']}"
+
+
+@pytest.fixture(scope="module")
+def run_example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Run an application as the example's config file says; returns the server's URL."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        retinue.init("local", num_cpus=2, namespace=NAMESPACE)
+        try:
+            serve.start(http_options={"port": 0}, proxy_location="HeadOnly")
+
+            def run(app: serve.Application, example: str) -> str:
+                said = application(example)
+                serve.run(app, name=said.name, route_prefix=said.route_prefix)
+                return f"http://{where('HTTP')}"
+
+            yield run
+            serve.shutdown()
+        finally:
+            retinue.shutdown()
