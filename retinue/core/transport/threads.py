@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import math
 import os
 import select
 import socket
@@ -27,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from retinue.core.wire.failures import to_exception
+from retinue.core.transport.answers import Answer, OnResponse
 from retinue.core.wire.framing import RECV_BYTES, FrameDecoder, ProtocolError, encode
 from retinue.core.wire.messages import Failure, Hello, Message, Response
 
@@ -50,7 +49,6 @@ _RCVTIMEO = struct.pack("ll", int(RECHECK_S), int((RECHECK_S % 1) * 1e6))
 
 OnMessage = Callable[["Connection", Any, bytes], None]
 OnClose = Callable[["Connection"], None]
-OnResponse = Callable[[Any, bytes], None]
 
 
 class Connection:
@@ -345,34 +343,14 @@ class Connection:
         goes to `on_abandoned`, so that what it gave is not lost.
         """
         assert threading.current_thread() is not self.io.thread, "the I/O thread must not wait for itself"
-        answer: list[tuple[Any, bytes]] = []
-        done = threading.Lock()
-        done.acquire()
-        is_waiting = [True]
-
-        def on_response(response: Any, body: bytes) -> None:
-            if is_waiting:
-                answer.append((response, body))
-                done.release()
-            elif on_abandoned is not None:
-                on_abandoned(response, body)
-
-        self.request(message, on_response, payload)
+        answer = Answer(on_abandoned)
+        self.request(message, answer, payload)
+        late = f"no answer to {type(message).__name__} within {timeout_s} s"
         try:
-            if check is None:
-                done.acquire(timeout=-1 if timeout_s is None else timeout_s)
-            else:
-                _acquire(done, timeout_s, check)
+            return answer.wait(late, timeout_s, check=check, check_every_s=RECHECK_S)
         finally:
-            is_waiting.clear()
-            if not answer and on_abandoned is None:
+            if not answer.has_come and on_abandoned is None:
                 self._waiting.pop(message.rid, None)
-        if not answer:
-            raise TimeoutError(f"no answer to {type(message).__name__} within {timeout_s} s")
-        response, body = answer[0]
-        if type(response) is Failure:
-            raise to_exception(response)
-        return response, body
 
     # --- the end
 
@@ -424,15 +402,6 @@ class Connection:
             self.flush()
         if mask & _READABLE:
             self.try_receive()
-
-
-def _acquire(lock: threading.Lock, timeout_s: float | None, check: Callable[[], None]) -> None:
-    """Wait for the lock, and call `check` every RECHECK_S meanwhile."""
-    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    while not lock.acquire(timeout=max(0.0, min(RECHECK_S, deadline - time.monotonic()))):
-        if time.monotonic() >= deadline:
-            return
-        check()
 
 
 def _nothing(connection: Connection) -> None:
