@@ -229,6 +229,7 @@ class ActorCaller:
         queue = self.queues.get(info.actor_id)
         if info.state in (ALIVE, DEAD):
             self._creations.pop(info.actor_id, None)
+        is_ours = info.actor_id in self._kept
         if info.state == DEAD:
             deps = self._kept.pop(info.actor_id, ())
             if deps:
@@ -243,12 +244,16 @@ class ActorCaller:
             with connection.read_lock:
                 while not connection.is_closed and connection.receive(wait=False):
                     pass
+        was_dead = queue.state == DEAD
         with self._runtime.lock:
             must_connect, failed = queue.update(info, payload)
         if failed:
             blob = self._death_blob(queue)
             for task in failed:
                 self._runtime.replies.finish_with_blob(task, blob)
+        elif info.state == DEAD and not was_dead and payload and is_ours:
+            # Nobody waits for it, so nobody would hear why it never came to be.
+            self._runtime.unread.note_actor(payload)
         if must_connect:
             self._connect(queue, info)
         if info.state == DEAD:

@@ -151,6 +151,8 @@ class Arguments:
                 owner = entry.owner or runtime.address
                 found.append(Dependency(None, StoredObject(object_id, owner, node, entry.size)))
             elif entry.blob is not None:
+                if entry.task is not None:
+                    entry.task.is_error_told = True  # what depends on it fails with it
                 raise DependencyFailed(entry.blob)
             else:
                 raise DependencyPending

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.ownership.table import PENDING, STORED
@@ -27,6 +28,13 @@ class Futures:
 
     def close(self) -> None:
         self._callbacks.shutdown(wait=False, cancel_futures=True)
+
+    def run_on_helper(self, function: Callable[[], None]) -> None:
+        """Run it soon, where it may take its time."""
+        try:
+            self._callbacks.submit(function)
+        except RuntimeError:
+            pass  # the end: whoever ends us does what is left
 
     def future_of(self, ref: ObjectRef[Any]) -> concurrent.futures.Future[Any]:
         """A concurrent future. Its value is fetched on a helper thread if it lies in the store."""

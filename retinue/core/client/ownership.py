@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RECOVERY_LINE_S = 0.2
+
 
 class Scope(threading.local):
     """References that became known to this process while a value was loaded on this thread."""
@@ -66,6 +68,7 @@ class OwnershipService:
         self._table = runtime.table
         self._scope = Scope()
         self._locating: set[bytes] = set()
+        self._remade = 0  # objects whose tasks run again, since the last line about it
         self._pulling: dict[bytes, set[bytes]] = {}  # nodes that pull an object of ours now
         self.cancel_hook: Callable[[CancelCall], None] | None = None  # set by a worker's executor
         self.credit_hook: Callable[[StreamCredit], None] | None = None
@@ -272,6 +275,8 @@ class OwnershipService:
                 runtime.actors.when_idle(actor_id, functools.partial(runtime.peers.send, owner, removed))
         for actor_id in effects.release_actors:
             runtime.actors.released(actor_id)
+        if effects.unread:
+            runtime.unread.note(effects.unread)
 
     # --- locating
 
@@ -317,6 +322,8 @@ class OwnershipService:
                 connection.send(Located(rid, STORED, list(entry.nodes), entry.size, pulling))
             elif entry.blob is not None:
                 state = INLINE if entry.state == INLINE else ERROR
+                if state == ERROR and entry.task is not None:
+                    entry.task.is_error_told = True
                 connection.send(Located(rid, state, [], entry.size), entry.blob)
             elif entry.state == LOST:
                 connection.send(Failure(rid, "ObjectLostError", "its owner let go of it"))
@@ -447,10 +454,21 @@ class OwnershipService:
                 runtime.peers.send(owner, CopyLost(object_id, node_id))
             self.locate(object_id, entry)
         if again is not None:
-            logger.info("object %s is lost: running its task again", object_id.hex())
+            self._note_recovery(object_id)
             runtime.tasks.run_again(again)
         for wake in waiters:
             wake()
+
+    def _note_recovery(self, object_id: bytes) -> None:
+        """One line for all that are lost at about the same time, as with a node."""
+        self._remade += 1
+        if self._remade == 1:
+            self._runtime.io.call_later(RECOVERY_LINE_S, lambda: self._tell_recovery(object_id))
+
+    def _tell_recovery(self, first: bytes) -> None:
+        count, self._remade = self._remade, 0
+        more = f" and {count - 1} more" if count > 1 else ""
+        logger.info("object %s%s lost: running what made them again", first.hex(), more)
 
     # --- streams
 

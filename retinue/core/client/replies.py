@@ -120,6 +120,9 @@ class Replies:
             waiters += table.resolve(return_id(task.task_id, index), ERROR, blob=blob, contained=contained)
         if task.stream is not None:
             waiters += task.stream.finished(blob, contained)
+            task.is_error_told = True  # the last of its items is the error
+        elif task.live_returns <= 0:
+            table.note_unread(task, blob)
         table.unuse_all(contained)
         table.task_done(task, keep_lineage=False)
         return waiters

@@ -34,6 +34,7 @@ from retinue.core.client.peers import Peers
 from retinue.core.client.replies import Replies
 from retinue.core.client.store import NOBODY, StoreClient
 from retinue.core.client.submission import TaskSubmitter
+from retinue.core.client.unread import UnreadErrors
 from retinue.core.client.waiting import Countdown, Once, Wait, Wake
 from retinue.core.errors import (
     GetTimeoutError,
@@ -158,6 +159,7 @@ class Runtime:
         self.replies = Replies(self)
         self.leases = LeaseClient(self)
         self.tasks = TaskSubmitter(self)
+        self.unread = UnreadErrors(self)
         self.actors = ActorCaller(self)
 
     def use_job(self, job_id: bytes, worker_env: WorkerEnv) -> None:
@@ -187,6 +189,7 @@ class Runtime:
         for connection in list(self.direct_by_fd.values()):
             connection.on_close = _ignore
             connection.lost()
+        self.unread.flush()
         self.futures.close()
         self.store.close()
         self.direct.close()
@@ -422,6 +425,8 @@ class Runtime:
                 return self.ownership.load(object_id, entry, view)
             if state in (ERROR, LOST):
                 assert entry.blob is not None
+                if entry.task is not None:
+                    entry.task.is_error_told = True
                 raise deserialize(entry.blob)
             if state == ACTOR:
                 raise TypeError("an actor handle is not an object")

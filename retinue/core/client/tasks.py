@@ -47,6 +47,7 @@ class TaskRecord(Struct, gc=False):
     args_object: StoredObject | None = None
     stream: Any = None  # the StreamState of a streaming generator
     parent: bytes = b""  # the task that made this call
+    is_error_told: bool = False  # somebody asked for its error, or the log has it
 
 
 class FunctionDef:

@@ -58,15 +58,16 @@ class Entry(Struct, gc=False):
 class Effects:
     """What the shell must do because holds ended; taken with `OwnershipTable.take_effects`."""
 
-    __slots__ = ("free", "release_actors", "uncount")
+    __slots__ = ("free", "release_actors", "uncount", "unread")
 
     def __init__(self) -> None:
         self.free: list[tuple[bytes, tuple[bytes, ...]]] = []  # stored objects of ours, and where
         self.uncount: list[tuple[Address, bytes, int]] = []  # borrowed: tell the owner
         self.release_actors: list[bytes] = []  # actors of ours without handles
+        self.unread: list[tuple[Any, bytes]] = []  # tasks, and their errors that nobody can ask for any more
 
     def __bool__(self) -> bool:
-        return bool(self.free or self.uncount or self.release_actors)
+        return bool(self.free or self.uncount or self.release_actors or self.unread)
 
 
 class Entries:
@@ -328,6 +329,8 @@ class OwnershipTable:
             self._effects.free.append((object_id, entry.nodes))
         elif entry.state == ACTOR:
             self._effects.release_actors.append(object_id)
+        elif entry.state == ERROR and entry.task is not None and entry.blob is not None:
+            self.note_unread(entry.task, entry.blob)
         held: Sequence[bytes] = entry.contained or ()
         task = entry.task
         if task is not None:
@@ -338,6 +341,12 @@ class OwnershipTable:
                 held = (*held, *task.deps)
                 task.deps = ()
         return held
+
+    def note_unread(self, task: Any, blob: bytes) -> None:
+        """A result of the task is let go of, and it is this error: say so, unless somebody has asked."""
+        if not task.is_error_told and not task.is_cancelled:
+            task.is_error_told = True
+            self._effects.unread.append((task, blob))
 
     def task_done(self, task: Any, *, keep_lineage: bool) -> None:
         """The task's last attempt is over. Its arguments stay held while its lineage may be needed."""
