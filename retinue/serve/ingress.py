@@ -82,6 +82,8 @@ def ingress(app: Any = None) -> Callable[..., Any]:
                     f"parameter must be `self`"
                 )
             setattr(route.endpoint, _OWNER, cls.__qualname__)
+            _resolve_annotations(route.endpoint)
+            _resolve_dependencies(getattr(route, "dependant", None))
         setattr(cls, MARK, marker)
         return cls
 
@@ -131,6 +133,31 @@ def _is_of(route: Any, cls: type) -> bool:
 
 def _methods_among(app: Any, cls: type) -> list[Any]:
     return [route for _, _, route in _routes(app) if _is_of(route, cls)]
+
+
+def _resolve_annotations(function: Any) -> None:
+    """Put types where `from __future__ import annotations` left strings.
+
+    FastAPI reads them again in the replica. The class gets there by value, and with it those globals that its
+    code uses, but not those that only strings name.
+    """
+    annotations = getattr(function, "__annotations__", None)
+    if not annotations:
+        return
+    for name, annotation in annotations.items():
+        if isinstance(annotation, str):
+            try:
+                annotations[name] = eval(annotation, function.__globals__)
+            except (AttributeError, NameError, SyntaxError, TypeError):
+                pass  # a name for type checkers alone: FastAPI could not read it either
+
+
+def _resolve_dependencies(dependant: Any) -> None:
+    """The same for functions in FastAPI's `Depends`, and those that these depend on."""
+    for dependency in getattr(dependant, "dependencies", ()):
+        call = dependency.call
+        _resolve_annotations(call if inspect.isfunction(call) else getattr(call, "__init__", None))
+        _resolve_dependencies(dependency)
 
 
 def _bind_methods(app: Any, instance: Any) -> None:

@@ -370,3 +370,34 @@ def test_the_class_is_still_the_users_own() -> None:
     assert api().greeting == "hi"
     assert hasattr(api, MARK)
     assert cloudpickle.loads(cloudpickle.dumps(api))("x").greeting == "x"
+
+
+def test_annotations_that_are_strings_are_kept_as_types() -> None:
+    """A class that goes by value takes no globals with it that only strings name."""
+    source = """
+from __future__ import annotations
+from typing import Annotated
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+from retinue.serve.ingress import ingress
+
+app = FastAPI()
+
+class Limits(BaseModel):
+    low: int = 0
+
+def limits(given: Limits | None = None) -> Limits:
+    return given or Limits()
+
+@ingress(app)
+class Api:
+    @app.post("/")
+    async def call(self, item: Limits, more: Annotated[Limits, Depends(limits)]) -> int:
+        return item.low
+"""
+    names: dict[str, Any] = {"__name__": "module_of_a_user"}
+    exec(source, names)
+    annotations = names["Api"].call.__annotations__
+    assert annotations["item"] is names["Limits"]
+    assert annotations["return"] is int
+    assert names["limits"].__annotations__["given"] == names["Limits"] | None
