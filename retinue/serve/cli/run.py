@@ -6,6 +6,7 @@ user's modules are imported. Lives here: that order, and the end of it all. Does
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from retinue.serve.messages import ApplicationSpec
 
 ADDRESS_VARIABLE = "RETINUE_ADDRESS"
+# What is needed once the cluster is up: imported while it starts (0.05 s).
+NEXT_MODULES = ("retinue.serve.api", "retinue.serve.controller.actor", "retinue.serve.cli.waiting")
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -274,6 +277,8 @@ def _run(cluster: Cluster, wanted: Wanted, *, is_blocking: bool, is_reloading: b
     try:
         cluster.start()
         spec = None if wanted.is_config else imported(wanted)
+        for module in NEXT_MODULES:
+            importlib.import_module(module)
         cluster.ready()
         if not is_blocking and cluster.is_own:
             raise click.UsageError(
