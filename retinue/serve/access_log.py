@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 
@@ -34,14 +34,22 @@ class Access(NamedTuple):
 class AccessLog:
     """Keeps lines until `flush`. `limit` lines at most: what comes on top is counted and said."""
 
-    def __init__(self, out: TextIO, *, is_json: bool, limit: int = 100_000) -> None:
+    def __init__(
+        self,
+        out: TextIO,
+        *,
+        is_json: bool = False,
+        form: Callable[[Any], str] | None = None,
+        limit: int = 100_000,
+    ) -> None:
         self._out = out
-        self._format: Callable[[Access], str] = _as_json if is_json else _as_text
-        self._lines: list[Access] = []
+        self._format: Callable[[Any], str] = form or (_as_json if is_json else _as_text)
+        self._lines: list[Any] = []
         self._limit = limit
         self._dropped = 0
 
-    def add(self, access: Access) -> None:
+    def add(self, access: Any) -> None:
+        """An Access; with a `form` of its own, what that takes."""
         if len(self._lines) < self._limit:
             self._lines.append(access)
         else:

@@ -18,16 +18,23 @@ class RequestContext:
     `route` is the application's prefix (empty for calls by handle), `trace` a W3C traceparent, `deadline` a
     reading of `time.monotonic()` (0: none). `is_cancelled` becomes True once nobody waits for the answer:
     tasks are cancelled then, threads have to ask.
+
+    The replica's own: `head`, what was asked (HttpHead, CallHead or GrpcHead); `began`, when (monotonic);
+    `status`, of a streamed HTTP answer; `failure`, the class of what ended a stream.
     """
 
     __slots__ = (
         "app_name",
+        "began",
         "deadline",
+        "failure",
+        "head",
         "is_cancelled",
         "multiplexed_model_id",
         "request_id",
         "route",
         "session_id",
+        "status",
         "trace",
     )
 
@@ -49,6 +56,10 @@ class RequestContext:
         self.trace = trace
         self.deadline = deadline
         self.is_cancelled = False
+        self.head: Any = None
+        self.began = 0.0
+        self.status = 0
+        self.failure = ""
 
     def __repr__(self) -> str:
         fields = f"request_id={self.request_id!r}, route={self.route!r}, app_name={self.app_name!r}"

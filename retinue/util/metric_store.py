@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from threading import Lock, get_ident
 from typing import Any, Literal
 
@@ -108,6 +109,7 @@ class Registry:
     def __init__(self, *, limit: int = MAX_SERIES_PER_METRIC) -> None:
         self._limit = limit
         self._by_name: dict[str, Series] = {}
+        self._sources: dict[Callable[[], list[Sample]], None] = {}
         self._lock = Lock()  # of definitions only
 
     def series(self, name: str, kind: Kind, description: str, boundaries: tuple[float, ...] = ()) -> Series:
@@ -125,13 +127,28 @@ class Registry:
                 self._by_name[name] = known
             return known
 
+    def add_source(self, source: Callable[[], list[Sample]]) -> None:
+        """Have each snapshot ask `source` too, from any thread: for what a process counts for itself anyway,
+        such as the length of a queue. It costs nothing until somebody looks."""
+        self._sources[source] = None
+
+    def remove_source(self, source: Callable[[], list[Sample]]) -> None:
+        self._sources.pop(source, None)
+
     def snapshot(self) -> list[Sample]:
         """Return the samples of all metrics."""
-        return [sample for series in self._by_name.copy().values() for sample in series.samples()]
+        found = [sample for series in self._by_name.copy().values() for sample in series.samples()]
+        for source in self._sources.copy():
+            try:
+                found += source()
+            except Exception:
+                logger.exception("a source of metrics failed, and its values are left out")
+        return found
 
     def reset_after_fork(self) -> None:
         """Drop the values that the parent process recorded, and goes on reporting itself."""
         self._lock = Lock()
+        self._sources.clear()
         for series in self._by_name.values():
             series.reset()
 

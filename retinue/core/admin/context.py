@@ -7,10 +7,14 @@ Does not: finding the cluster (`ask`), routes (`server`). Free of the web server
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from retinue.core import current
 from retinue.core.admin.ask import NO_ID, Asker, Target
+from retinue.core.admin.metrics import cluster_metrics
+from retinue.core.metrics_report import METRICS_MODULE
 from retinue.core.wire.messages import Address, KvGet
 
 if TYPE_CHECKING:
@@ -41,6 +45,13 @@ class AdminContext:
         answer, value = self.asker(timeout_s).request_head(KvGet(0, namespace, key))
         return value if answer.found else None
 
+    def metrics(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
+        """The metrics page of the whole cluster, in Prometheus' text form. Raises ServerUnavailable.
+
+        Other processes' values are up to 2 s old; those of this one, if it is connected, are not.
+        """
+        return cluster_metrics(self.asker(timeout_s), _own_metrics())
+
     async def connect(self, address: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> DoorConnection:
         """Connect to the doors of the process at `address`, as `doors.connect` does within a cluster.
 
@@ -51,6 +62,19 @@ class AdminContext:
         is_near = _is_near(address)
         own = Address(os.urandom(16), address.node_id if is_near else NO_ID, "")
         return await connect_as(own, address, self.target.token, timeout_s=timeout_s)
+
+
+def _own_metrics() -> tuple[dict[str, str], list[Any]] | None:
+    runtime = current.runtime_or_none()
+    module = sys.modules.get(METRICS_MODULE)
+    if runtime is None or module is None:
+        return None
+    labels = {
+        "node": runtime.node_id.hex()[:12],
+        "worker": runtime.address.worker_id.hex()[:12],
+        "job": runtime.job_id.hex(),
+    }
+    return labels, module.snapshot()
 
 
 def _is_near(address: Address) -> bool:

@@ -63,8 +63,14 @@ def cluster_samples(summary: Mapping[str, Any], nodes: Sequence[NodeInfo]) -> li
     ]
 
 
-def cluster_metrics(asker: Asker) -> str:
-    """Ask everybody. Nodes that do not answer are left out, and counted."""
+def cluster_metrics(
+    asker: Asker, own_process: tuple[Mapping[str, str], Sequence[Sample]] | None = None
+) -> str:
+    """Ask everybody. Nodes that do not answer are left out, and counted.
+
+    `own_process`: labels (node, worker, job) and samples of the process that asks, newer than what its agent
+    has of it.
+    """
     summary = asker.ask_head(Query(0, "summary"))
     facts = asker.ask_nodes("node")
     processes = asker.ask_nodes("metrics")
@@ -72,13 +78,19 @@ def cluster_metrics(asker: Asker) -> str:
     own = cluster_samples(summary, asker.nodes())
     own.append(sample("nodes_silent", "gauge", "Living nodes that did not answer in time", silent))
     snapshots: list[Sequence[Sample]] = [own]
-    labels: list[dict[str, str]] = [{}]
+    labels: list[Mapping[str, str]] = [{}]
     for answer in facts.answers:
         snapshots.append(node_samples(answer.document))
         labels.append({"node": answer.node_id[:12]})
     for answer in processes.answers:
         for process in answer.document:
-            snapshots.append(process["metrics"])
             worker = process["worker_id"][:12]
+            samples = process["metrics"]
+            if own_process is not None and worker == own_process[0]["worker"]:
+                samples, own_process = own_process[1], None
+            snapshots.append(samples)
             labels.append({"node": answer.node_id[:12], "worker": worker, "job": process["job_id"]})
+    if own_process is not None:  # its agent has not heard of it yet
+        labels.append(own_process[0])
+        snapshots.append(own_process[1])
     return render_prometheus(snapshots, labels)

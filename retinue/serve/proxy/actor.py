@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from msgspec import Struct
 
 from retinue.core import doors
+from retinue.core.doors.admin import ServerUnavailable, find_cluster
 from retinue.serve.access_log import AccessLog
 from retinue.serve.config import HTTPOptions, gRPCOptions
 from retinue.serve.proxy.measures import RequestMeasures
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from retinue.serve.proxy.grpc_server import GrpcServer
 
 DRAIN_TIMEOUT_S = 30.0
+METRICS_TIMEOUT_S = 5.0
 _FOREVER_S = 7 * 24 * 3600.0
 _ANY_SIZE = 1 << 62
 
@@ -97,7 +99,7 @@ class ProxyActor:
             limits=limits_of(options),
             access_log=AccessLog(self._open_log(), is_json=False),
             measures=RequestMeasures(),
-            metrics_page=lambda: render_prometheus([snapshot()]).encode(),
+            metrics_page=lambda: asyncio.to_thread(_metrics_page),
             root_path=options.root_path,
             request_timeout_s=options.request_timeout_s,
             tls=tls_of(options),
@@ -160,6 +162,15 @@ class ProxyActor:
         if self._grpc is not None:
             await self._grpc.drain(DRAIN_TIMEOUT_S)
             await self._close_grpc()
+
+
+def _metrics_page() -> bytes:
+    """The whole cluster's, as the admin server has it; this process's, if the cluster does not answer."""
+    try:
+        return find_cluster().metrics(METRICS_TIMEOUT_S).encode()
+    except (ServerUnavailable, ConnectionError) as error:
+        reason = " ".join(str(error).split())
+        return f"# this proxy alone: {reason}\n{render_prometheus([snapshot()])}".encode()
 
 
 def listener_name(node_id: str, slot: int) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from retinue.serve.messages import HttpHead, HttpResponseHead, Route, encode, pack, unpack
 from retinue.serve.proxy import answers
-from retinue.serve.proxy.http import is_event_stream, start_message
+from retinue.serve.proxy.http import METRICS_PATH, is_event_stream, start_message
 from retinue.serve.proxy.requests import BadHeaderError, Passage
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class AsgiSide:
         upload = Upload(receive, proxy.limits.max_body_bytes)
         progress = Progress(send)
         try:
+            if scope["path"] == METRICS_PATH:
+                await self._say(progress, passage, scope, await proxy.metrics_answer())
+                return
             route = None if scope["path"] in proxy.own_paths else proxy.routes.find(scope["path"])
             if route is None:
                 await self._say(progress, passage, scope, proxy.own_answer(scope["path"]))

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 # Bodies up to this size go in one piece, above it they are streamed.
 SMALL_BODY_BYTES = 1024 * 1024
+METRICS_PATH = "/metrics"
 _BODILESS = frozenset((204, 304))
 _NAME_IS_BAD = HEADER_RE.search
 _VALUE_IS_BAD = HEADER_VALUE_RE.search
@@ -199,6 +200,9 @@ class ProxyProtocol(HttpToolsProtocol):
         if answer is None:
             route = proxy.routes.find(path)
             if route is None or path in proxy.own_paths:
+                if path == METRICS_PATH:
+                    self._task = self.loop.create_task(self._show_metrics(cycle, passage))
+                    return
                 answer = proxy.own_answer(path)
             elif proxy.is_draining:
                 cycle.keep_alive = False
@@ -207,6 +211,22 @@ class ProxyProtocol(HttpToolsProtocol):
                 self._ask(cycle, passage, route)
                 return
         self._write(cycle, passage, answer.status, answer.headers, answer.body)
+
+    async def _show_metrics(self, cycle: RequestResponseCycle, passage: Passage) -> None:
+        try:
+            self._write_answer(cycle, passage, await self.proxy.metrics_answer())
+        except asyncio.CancelledError:
+            self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
+            if not cycle.disconnected:
+                raise  # the proxy ends
+        finally:
+            self._task = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     @staticmethod
     def known_of(cycle: RequestResponseCycle) -> dict[bytes, bytes]:
@@ -282,6 +302,7 @@ class ProxyProtocol(HttpToolsProtocol):
             head = answer
             items[0] = bytes(first)
             await cycle.send(_start(answer, passage))
+            self.proxy.first_chunk(passage)
             while items:
                 body = items[0] if len(items) == 1 else b"".join(items)
                 if body:

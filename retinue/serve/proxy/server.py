@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ class HttpServer:
         limits: Limits,
         access_log: AccessLog | None,
         measures: RequestMeasures,
-        metrics_page: Callable[[], bytes],
+        metrics_page: Callable[[], Awaitable[bytes]],
         root_path: str = "",
         request_timeout_s: float | None = None,
         tls: Tls | None = None,
@@ -91,7 +91,10 @@ class HttpServer:
         self._by_route: dict[str, Router] = {}
         self._access_log = access_log
         self._measures = measures
+        measures.open_connections = lambda: self.open_connections
+        measures.ongoing = self._ongoing
         self._metrics_page = metrics_page
+        self._scrape: asyncio.Task[bytes] | None = None
         self._servers: list[asyncio.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._state = ServerState()
@@ -151,12 +154,18 @@ class HttpServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._measures.close()
         if self._access_log is not None:
             self._access_log.close()
 
     @property
     def open_connections(self) -> int:
         return len(self._state.connections)
+
+    def _ongoing(self) -> int:
+        """Requests that are being answered; for any thread."""
+        connections = list(self._state.connections)
+        return sum(isinstance(each, ProxyProtocol) and each.is_answering for each in connections)
 
     @staticmethod
     async def _repeat(interval_s: float, function: Callable[[], None]) -> None:
@@ -198,7 +207,7 @@ class HttpServer:
     # --- what it answers itself
 
     def own_answer(self, path: str) -> Answer:
-        """The answer to one of `OWN_PATHS`, or to a path that is no application's."""
+        """The answer to one of `OWN_PATHS` but the metrics', or to a path that is no application's."""
         if path == "/livez":
             return Answer(200, b"success\n")
         if path in ("/-/healthz", "/readyz"):
@@ -208,11 +217,16 @@ class HttpServer:
         if path == "/-/routes":
             names = {route.prefix: route.app_name for route in self.routes.routes}
             return Answer(200, json.dumps(names).encode(), [answers.JSON])
-        if path == "/metrics":
-            return Answer(200, self._metrics_page(), [(b"content-type", b"text/plain; version=0.0.4")])
         if not self._has_routes:
             return answers.NOT_READY
         return answers.not_found(path)
+
+    async def metrics_answer(self) -> Answer:
+        """The answer to `METRICS_PATH`. Those who ask at the same time get the same page."""
+        if self._scrape is None or self._scrape.done():
+            self._scrape = asyncio.ensure_future(self._metrics_page())
+        page = await asyncio.shield(self._scrape)
+        return Answer(200, page, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     # --- what is remembered
 
@@ -237,6 +251,10 @@ class HttpServer:
                     passage.app_name,
                 )
             )
+
+    def first_chunk(self, passage: Passage) -> None:
+        """A streamed answer has begun."""
+        self._measures.first_chunk(passage, time.monotonic() - passage.began)
 
     @staticmethod
     def log_failure(passage: Passage, error: Exception) -> None:

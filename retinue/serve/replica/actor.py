@@ -26,6 +26,7 @@ from retinue.serve.messages import REPLICA_DOOR, DeploymentSpec, ReplicaStarted,
 from retinue.serve.replica.asgi import Lifespan
 from retinue.serve.replica.controller_link import ControllerLink
 from retinue.serve.replica.door import ReplicaDoor
+from retinue.serve.replica.measures import RequestMeasures
 from retinue.serve.replica.progress import Progress
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.threads import ThreadPool
@@ -78,6 +79,9 @@ class ReplicaActor:
         self._link: ControllerLink | None = None
         self._periodic: list[asyncio.Task[None]] = []
         self._progress = Progress()
+        self._measures = RequestMeasures(
+            app_name, self._spec.name, self._context.replica_tag, lambda: self._slots.load
+        )
         self._last_told_stuck = 0.0
         self._drained: asyncio.Future[None] | None = None
         set_replica_context(self._context)
@@ -85,6 +89,7 @@ class ReplicaActor:
     async def initialize(self) -> ReplicaStarted:
         """Run the user's constructor, `reconfigure` and lifespan; open the door. Raises what these do."""
         set_home_loop(asyncio.get_running_loop())
+        began = time.monotonic()
         use_this_loop(self._replica_id)  # handles in user code share it
         multiplexing.registry.listener = self._slots.models_changed
         await self._user.construct()
@@ -101,12 +106,15 @@ class ReplicaActor:
             self._user,
             self._slots,
             self._context.app_name,
+            measures=self._measures,
             app=app,
             state=state,
             shows_errors=os.environ.get(DEBUG_ERRORS_SETTING, "").lower() in {"1", "true"},
         )
         self._link = ControllerLink()
         self._start_periodic()
+        self._measures.started.add((), time.monotonic() - began)
+        self._measures.publish()
         self._door = doors.open(REPLICA_DOOR, door)
         return ReplicaStarted(
             address=doors.own_address(),
@@ -230,6 +238,7 @@ class ReplicaActor:
             logger.exception("replica %s: its code failed at its end", self._replica_id)
         await asyncio.to_thread(self._close_pools)
         self._slots.end()
+        self._measures.close()
         if self._link is not None:
             self._link.close()
         if self._door is not None:

@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from retinue.serve.context import RequestContext, request_context
 from retinue.serve.messages import pack
 from retinue.serve.replica.http import Answer, chunk_of
+from retinue.serve.replica.measures import note_failure
 from retinue.serve.replica.user_code import close
 
 # A generator that never awaits gives the loop to others after so long.
@@ -44,11 +46,14 @@ async def begin(answer: Answer) -> AsyncIterator[bytes]:
     try:
         first = chunk_of(await anext(answer.chunks))
     except StopAsyncIteration:
+        request_context.get().status = answer.head.status
         return _finish(answer, pack(answer.head))
     except BaseException:
         await close(answer.chunks)
         raise
-    return _go_on(answer, pack(answer.head, first))
+    entered = request_context.get()
+    entered.status = answer.head.status
+    return _go_on(answer, pack(answer.head, first), entered)
 
 
 async def single(item: bytes) -> AsyncIterator[bytes]:
@@ -61,7 +66,7 @@ async def _finish(answer: Answer, first: bytes) -> AsyncIterator[bytes]:
         await answer.after()
 
 
-async def _go_on(answer: Answer, first: bytes) -> AsyncIterator[bytes]:
+async def _go_on(answer: Answer, first: bytes, entered: RequestContext) -> AsyncIterator[bytes]:
     chunks = answer.chunks
     try:
         yield first
@@ -70,6 +75,9 @@ async def _go_on(answer: Answer, first: bytes) -> AsyncIterator[bytes]:
             yield chunk if type(chunk) is bytes else chunk_of(chunk)
             if turn.is_over():
                 await asyncio.sleep(0)
+    except BaseException as error:
+        note_failure(entered, error)
+        raise
     finally:
         await close(chunks)
     if answer.after is not None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import msgspec
 
+from retinue.serve.context import RequestContext, request_context
 from retinue.serve.messages import HttpHead, HttpResponseHead, decode, pack
 from retinue.serve.replica.http import scope_of
+from retinue.serve.replica.measures import note_failure
 
 logger = logging.getLogger("retinue.serve")
 
@@ -178,7 +180,10 @@ class HttpCall:
             raise
         if task.done() and (self._is_complete or self._head is None):
             return self._complete_reply()
-        return self._items()
+        assert self._head is not None
+        entered = request_context.get()
+        entered.status = self._head.status
+        return self._items(entered)
 
     def _complete_reply(self) -> bytes:
         error = None if self._running.task.cancelled() else self._running.task.exception()
@@ -196,7 +201,7 @@ class HttpCall:
         self._running.give_room()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _items(self) -> AsyncIterator[bytes]:
+    async def _items(self, entered: RequestContext) -> AsyncIterator[bytes]:
         """The head with what has come, then what comes, joined where it came in one turn."""
         running = self._running
         task = running.task
@@ -215,6 +220,9 @@ class HttpCall:
                 raise error
             if not self._is_complete:
                 raise AsgiError("the application returned in the middle of its response")
+        except BaseException as error:
+            note_failure(entered, error)
+            raise
         finally:
             if not task.done():
                 await running.stop()

@@ -7,7 +7,9 @@ what requests say and answers look like (`http`, `asgi`, `grpc`, `payload`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,11 +18,12 @@ from starlette.responses import Response, StreamingResponse
 
 from retinue.core.doors import DoorContext, DoorRefusedError
 from retinue.serve.context import RequestContext, request_context
-from retinue.serve.messages import CallHead, GrpcHead, HttpHead, unpack
+from retinue.serve.messages import CallHead, GrpcHead, HttpHead, status_of, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
 from retinue.serve.replica.answering import Shielded, Turn, begin, single
 from retinue.serve.replica.grpc import GrpcAnswerer
+from retinue.serve.replica.measures import RequestMeasures, note_failure
 from retinue.serve.replica.slots import Slots
 from retinue.serve.replica.user_code import ASYNC, UserCode, close, is_stream
 
@@ -42,12 +45,14 @@ class ReplicaDoor:
         slots: Slots,
         app_name: str,
         *,
+        measures: RequestMeasures | None = None,
         app: asgi.AsgiApp | None = None,
         state: dict[str, Any] | None = None,
         shows_errors: bool = False,
     ) -> None:
         self._user = user
         self._slots = slots
+        self._measures = measures or RequestMeasures(app_name, user.spec.name, "", lambda: slots.load)
         self._app_name = app_name
         self._app = app
         self._state = state or {}
@@ -73,7 +78,7 @@ class ReplicaDoor:
         elif method == "grpc":
             answering = self._grpc
         elif method == "handle:all":
-            return await self._handle(body, context)
+            return await self._handle_all(body, context)
         else:
             raise DoorRefusedError(UNKNOWN_METHOD)
         slots.take(context.caller)
@@ -82,10 +87,20 @@ class ReplicaDoor:
         except BaseException as error:
             self._failed(error)
             raise
+        entered = request_context.get()
         if isinstance(answer, bytes):
             slots.free()
+            self._measures.answered(entered, answer)
             return answer
-        return Held(answer, slots.free)
+        self._measures.first_chunk(entered)
+        return self._held(answer)
+
+    def _held(self, answer: AsyncIterator[bytes]) -> Held:
+        return Held(answer, functools.partial(self._stream_over, request_context.get()))
+
+    def _stream_over(self, entered: RequestContext) -> None:
+        self._slots.free()
+        self._measures.stream_over(entered)
 
     async def stream(self, method: str, body: bytes, context: DoorContext) -> AsyncIterator[bytes]:
         if method == "events":
@@ -94,13 +109,13 @@ class ReplicaDoor:
             raise DoorRefusedError(UNKNOWN_METHOD)
         self._slots.take(context.caller)
         if method == "handle":
-            return Held(self._handle_stream(body, context), self._slots.free)
+            return self._handle_stream_held(body, context)
         try:
             answer = await self._grpc_stream(body, context)
         except BaseException as error:
             self._failed(error)
             raise
-        return Held(answer, self._slots.free)
+        return self._held(answer)
 
     async def exchange(
         self, method: str, items: AsyncIterator[bytes], context: DoorContext
@@ -121,12 +136,18 @@ class ReplicaDoor:
         except BaseException as error:
             self._failed(error)
             raise
-        return Held(single(answer) if isinstance(answer, bytes) else answer, self._slots.free)
+        if isinstance(answer, bytes):
+            if method == "http":
+                request_context.get().status = status_of(answer)
+            answer = single(answer)
+        return self._held(answer)
 
     def _failed(self, error: BaseException) -> None:
+        entered = request_context.get()
         if isinstance(error, asyncio.CancelledError):
-            request_context.get().is_cancelled = True
+            entered.is_cancelled = True
         self._slots.free()
+        self._measures.raised(entered, error)
 
     def _enter(self, head: Any, route: str, context: DoorContext) -> RequestContext:
         entered = RequestContext(
@@ -138,6 +159,8 @@ class ReplicaDoor:
             context.trace,
             context.deadline,
         )
+        entered.head = head
+        entered.began = time.monotonic()
         _set_context(entered)
         return entered
 
@@ -207,6 +230,7 @@ class ReplicaDoor:
         self, error: Exception, request: http.ReplicaRequest | None, entered: RequestContext
     ) -> bytes:
         if not http.is_clients_fault(error):
+            self._measures.failed(entered, type(error).__name__)
             logger.error("request %s failed", entered.request_id, exc_info=error)
         debug = "".join(traceback.format_exception(error)) if self._shows_errors else ""
         return http.error_reply(error, request, request_id=entered.request_id, debug=debug)
@@ -215,8 +239,10 @@ class ReplicaDoor:
         self, first: bytes, items: AsyncIterator[bytes], context: DoorContext
     ) -> AsyncIterator[bytes]:
         head, scope = asgi.websocket_scope(first)
-        self._enter(head, head.prefix, context)
+        entered = self._enter(head, head.prefix, context)
+        entered.status = 101
         if self._app is None:
+            entered.status = 403
             return asgi.refuse_websocket()
         scope["state"] = self._state.copy()
         return asgi.WebSocketCall(items).items(self._app, scope)
@@ -240,21 +266,49 @@ class ReplicaDoor:
             )
         return dumps(result)
 
-    async def _handle_stream(self, body: bytes, context: DoorContext) -> AsyncIterator[bytes]:
-        head, payload = unpack(CallHead, body)
-        self._enter(head, head.route, context)
-        user = self._user
-        method = user.method(head.method)
-        args, kwargs = load_call(head, payload)
-        items = await user.run(method, args, kwargs)
-        if not is_stream(items):
-            raise TypeError(f"{user.spec.name}.{head.method} does not generate items: use stream=False")
-        turn = Turn()
+    async def _handle_all(self, body: bytes, context: DoorContext) -> bytes:
+        """Of a broadcast: past the slots."""
         try:
+            answer = await self._handle(body, context)
+        except BaseException as error:
+            self._measures.raised(request_context.get(), error)
+            raise
+        self._measures.answered(request_context.get(), answer)
+        return answer
+
+    def _handle_stream_held(self, body: bytes, context: DoorContext) -> Held:
+        try:
+            head, payload = unpack(CallHead, body)
+        except BaseException:
+            self._slots.free()
+            raise
+        entered = self._enter(head, head.route, context)
+        over = functools.partial(self._stream_over, entered)
+        return Held(self._handle_stream(head, payload, entered), over)
+
+    async def _handle_stream(
+        self, head: CallHead, payload: memoryview, entered: RequestContext
+    ) -> AsyncIterator[bytes]:
+        user = self._user
+        items: Any = None
+        is_begun = False
+        try:
+            method = user.method(head.method)
+            args, kwargs = load_call(head, payload)
+            items = await user.run(method, args, kwargs)
+            if not is_stream(items):
+                raise TypeError(f"{user.spec.name}.{head.method} does not generate items: use stream=False")
+            turn = Turn()
             async for item in items:
+                if not is_begun:
+                    is_begun = True
+                    self._measures.first_chunk(entered)
                 yield dumps(item)
                 if turn.is_over():
                     await asyncio.sleep(0)
+        except BaseException as error:
+            note_failure(entered, error)
+            raise
         finally:
             await close(items)
 

@@ -71,6 +71,10 @@ class FunctionRouter:
         return ItemStream(self.exchanger(method, first, rest))
 
 
+async def metrics_page() -> bytes:
+    return b"# metrics\n"
+
+
 class OneRouter:
     def __init__(self, router: FunctionRouter) -> None:
         self._router = router
@@ -138,7 +142,7 @@ async def serving(router: FunctionRouter, **options: Any) -> AsyncIterator[Serve
         limits=limits,
         access_log=AccessLog(log, is_json=True),
         measures=RequestMeasures(),
-        metrics_page=lambda: b"# metrics\n",
+        metrics_page=metrics_page,
         **options,
     )
     server.use_routes(RouteTable([Route("/app", "app", "ingress"), Route("/other", "other", "ingress")]))
