@@ -118,6 +118,7 @@ class Cluster:
         address = self._address or os.environ.get(ADDRESS_VARIABLE) or "auto"
         try:
             retinue.init(address, namespace="serve")
+            self.is_own = address == "local"
         except ConnectionError:
             if address != "auto" or self._address is not None:
                 raise
@@ -228,7 +229,7 @@ def run(
       serve run main:app model=/path/to/model size=2
 
     It uses RETINUE_ADDRESS or the newest cluster that you have started on this machine; if there is none, it
-    starts one, which ends with it.
+    starts one, which ends with it. With --address local it always does.
     """
     if reload and not blocking:
         raise click.UsageError("--reload stays until Ctrl-C: it does not go with --non-blocking")
