@@ -378,6 +378,8 @@ def interrupted_by_sigterm() -> Iterator[None]:
     """Within it SIGTERM (a container's stop) ends the command as Ctrl-C does: in order."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells do so for `serve run ... &`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     previous = signal.signal(signal.SIGTERM, interrupt)

@@ -40,6 +40,16 @@ def test_arguments_go_to_the_builder_and_the_prefix_to_the_proxy(foreground: Sta
     assert running.end(signal.SIGTERM) == 0
 
 
+def test_sigterm_ends_it_where_a_shell_has_put_it_into_the_background(foreground: Start) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `serve run ... &` in a script
+    try:
+        running = foreground("greeting_app:app", "--http-port", "0")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert fetch(running.url()) == "hello 1"
+    assert running.end(signal.SIGTERM) == 0
+
+
 def test_a_config_file_runs(foreground: Start, folder: Path, serve: Run) -> None:
     (folder / "config.yaml").write_text(
         "http_options: {port: 0}\n"
