@@ -153,6 +153,18 @@ def find_replica_context() -> ReplicaContext | None:
     return _replica_context
 
 
+def replica_tags() -> dict[str, str]:
+    """The tags of what is recorded in this process; none if it is no replica."""
+    context = _replica_context
+    if context is None:
+        return {}
+    return {
+        "application": context.app_name,
+        "deployment": context.deployment,
+        "replica": context.replica_tag,
+    }
+
+
 def get_replica_context() -> ReplicaContext:
     """The replica that this code runs in: `app_name`, `deployment`, `replica_tag`, `replica_id`,
     `servable_object`, `rank`, `world_size`. Raises RetinueServeException outside of replicas."""

@@ -10,12 +10,15 @@ import asyncio
 import functools
 import inspect
 import logging
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from retinue.serve.context import find_replica_context, get_multiplexed_model_id
+from retinue.serve.context import find_replica_context, get_multiplexed_model_id, replica_tags
+from retinue.serve.measures import Timings, add_source, counter, gauge
+from retinue.util.metrics import Sample
 
 logger = logging.getLogger("retinue.serve")
 
@@ -27,10 +30,20 @@ class Registry:
 
     def __init__(self) -> None:
         self._multiplexers: weakref.WeakSet[Multiplexer] = weakref.WeakSet()
+        self.gets = Timings(
+            "serve_multiplexed_get_model_latency_seconds", "How long requests waited for their model", ()
+        )
+        self.loads = Timings(
+            "serve_multiplexed_model_load_latency_seconds", "How long loading a model took", ()
+        )
+        self.unloads = Timings(
+            "serve_multiplexed_model_unload_latency_seconds", "How long ending a model took", ()
+        )
         self.listener: Callable[[Sequence[str], Sequence[str]], None] | None = None
 
     def add(self, multiplexer: Multiplexer) -> None:
         self._multiplexers.add(multiplexer)
+        add_source(self._samples)
 
     def loaded(self) -> list[str]:
         return sorted({model_id for each in self._multiplexers for model_id in each.models})
@@ -41,6 +54,22 @@ class Registry:
     def changed(self) -> None:
         if self.listener is not None:
             self.listener(self.loaded(), self.loading())
+
+    def _samples(self) -> list[Sample]:
+        tags = replica_tags()
+        loaded = [model_id for each in list(self._multiplexers) for model_id in list(each.models)]
+        found = [gauge("serve_num_multiplexed_models", "Models that are loaded", len(loaded), tags)]
+        for model_id in loaded:
+            name = "serve_registered_multiplexed_model_id"
+            found.append(gauge(name, "1: the model is loaded", 1, {**tags, "model_id": model_id}))
+        for name, text, times in (
+            ("serve_multiplexed_get_model_requests_counter", "Requests for a model", self.gets),
+            ("serve_multiplexed_models_load_counter", "Models loaded", self.loads),
+            ("serve_multiplexed_models_unload_counter", "Models that left", self.unloads),
+        ):
+            found.append(counter(name, text, times.counts().get((), 0), tags))
+            found += times.samples(tags)
+        return found
 
     async def unload_all(self) -> None:
         """At the replica's end."""
@@ -78,14 +107,18 @@ class Multiplexer:
             )
         if model_id in self.models:
             self.models.move_to_end(model_id)
+            registry.gets.add((), 0.0)
             return self.models[model_id]
+        began = time.monotonic()
         task = self.loading.get(model_id)
         if task is None:
             # A task of its own: the request that asked first may leave, and others wait for it too.
             task = self.loading[model_id] = asyncio.create_task(self._load_one(model_id))
             task.add_done_callback(_retrieve)
             registry.changed()
-        return await asyncio.shield(task)
+        model = await asyncio.shield(task)
+        registry.gets.add((), time.monotonic() - began)
+        return model
 
     async def _load_one(self, model_id: str) -> Any:
         try:
@@ -93,7 +126,9 @@ class Multiplexer:
                 await self._room.wait_for(lambda: self._is_first_to_load(model_id))
             while self.models and len(self.models) + self._loading_now() > self._max_models > 0:
                 await self._unload_oldest()
+            began = time.monotonic()
             model = await self._load(model_id)
+            registry.loads.add((), time.monotonic() - began)
             self.models[model_id] = model
             return model
         finally:
@@ -112,7 +147,9 @@ class Multiplexer:
     async def _unload_oldest(self) -> None:
         model_id, model = self.models.popitem(last=False)
         registry.changed()
+        began = time.monotonic()
         await _end(model_id, model)
+        registry.unloads.add((), time.monotonic() - began)
 
     async def unload_all(self) -> None:
         while self.models:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from retinue.serve.batching.batcher import Batcher, Waiting
+from retinue.serve.batching.measures import measures
 from retinue.serve.context import RequestContext, batch_request_contexts, request_context
 from retinue.serve.exceptions import RetinueServeException
 
@@ -71,13 +72,15 @@ class BatchRunner:
         self.batcher = batcher
         self._call = call
         self._is_generator = is_generator
-        self._name = name
+        self.name = name
+        self._measured_as = (name,)
         self.loop = asyncio.get_running_loop()
         self._is_beginning = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = contextvars.Context()  # batches begin in none of their requests'
+        measures.add(self)
 
     # --- one call
 
@@ -123,10 +126,10 @@ class BatchRunner:
         now = time.monotonic()
         for late in batcher.take_late(now):
             assert isinstance(late, Entry)
-            late.fail(TimeoutError(f"the request's deadline passed while it waited for {self._name}"))
+            late.fail(TimeoutError(f"the request's deadline passed while it waited for {self.name}"))
         while len(batcher) and batcher.running < batcher.max_concurrent_batches:
             while (oversized := batcher.take_oversized()) is not None:
-                text = f"an item is larger than a batch of {self._name} may be ({batcher.max_batch_size})"
+                text = f"an item is larger than a batch of {self.name} may be ({batcher.max_batch_size})"
                 assert isinstance(oversized, Entry)
                 oversized.fail(RuntimeError(text))
             entries = batcher.begin(now)
@@ -164,7 +167,7 @@ class BatchRunner:
             else:
                 self._give(await answer, entries)
         except asyncio.CancelledError:
-            error = RetinueServeException(f"a batch of {self._name} was cancelled")
+            error = RetinueServeException(f"a batch of {self.name} was cancelled")
             for entry in entries:
                 entry.fail(error)
             raise
@@ -174,7 +177,9 @@ class BatchRunner:
         finally:
             self._tasks.discard(batch.task)
             batch.entries = ()  # else it and its entries would wait for the collector, holding results
-            self.batcher.ended(len(entries), began=batch.began, now=time.monotonic())
+            began, now = batch.began, time.monotonic()
+            measures.ran(self._measured_as, len(entries), began - entries[0].arrived, now - began)
+            self.batcher.ended(len(entries), began=began, now=now)
             if len(self.batcher) and not self._is_beginning:
                 self._begin()
 
@@ -183,11 +188,11 @@ class BatchRunner:
             return
         if not hasattr(results, "__len__"):
             raise TypeError(
-                f"{self._name} is a batched function: it returns a list, not {type(results).__name__}"
+                f"{self.name} is a batched function: it returns a list, not {type(results).__name__}"
             )
         if len(results) != count:
             raise RetinueServeException(
-                f"{self._name} got a batch of {count} items and returned {len(results)} results"
+                f"{self.name} got a batch of {count} items and returned {len(results)} results"
             )
 
     def _give(self, results: Any, entries: Sequence[Entry]) -> None:

@@ -23,6 +23,7 @@ import retinue
 from retinue.core import doors
 from retinue.core.doors import AsyncKeyValue, DoorConnection, DoorError
 from retinue.serve.context import find_replica_context
+from retinue.serve.measures import add_source, remove_source
 from retinue.serve.messages import (
     CONTROLLER_DOOR,
     CONTROLLER_KEY,
@@ -36,7 +37,9 @@ from retinue.serve.messages import (
     encode,
     routing_key,
 )
+from retinue.serve.routing.measures import samples
 from retinue.serve.routing.router import Router
+from retinue.util.metrics import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class RouterSet:
         self._on_routes: list[Callable[[RouteTable], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._reporter = _Reporter(self)
+        add_source(self._samples)
 
     def get(self, app_name: str, deployment_name: str) -> Router:
         """The router of a deployment; its connections are made in the background."""
@@ -126,6 +130,16 @@ class RouterSet:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the routers failed: %r", error, exc_info=error)
 
+    @property
+    def told_source(self) -> str:
+        """Who this is: "proxy", a replica's id, "driver"."""
+        context = find_replica_context()
+        return self.source or (context.replica_id if context is not None else "driver")
+
+    def _samples(self) -> list[Sample]:
+        source = self.told_source
+        return [sample for router in self.routers for sample in samples(router, source)]
+
     # --- what the controller is told
 
     def report_soon(self) -> None:
@@ -141,6 +155,7 @@ class RouterSet:
         if self.is_over:
             return
         self.is_over = True
+        remove_source(self._samples)
         self._reporter.close()
         for router in self._routers.values():
             router.close()
@@ -195,7 +210,6 @@ class _Reporter:
         if connection is None or connection.is_closed:
             return False
         routers = self._routers
-        context = find_replica_context()
         stats = RouterStats(
             routers.router_id,
             router.app_name,
@@ -203,7 +217,7 @@ class _Reporter:
             queued,
             ongoing,
             routers.node_id,
-            routers.source or (context.replica_id if context is not None else "driver"),
+            routers.told_source,
         )
         task = routers.loop.create_task(self._call(connection, encode(stats)))
         self._calls.add(task)

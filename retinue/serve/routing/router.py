@@ -37,6 +37,7 @@ from retinue.serve.messages import (
 )
 from retinue.serve.routing.asking import Asking, OnAnswer
 from retinue.serve.routing.links import Link
+from retinue.serve.routing.measures import Waits
 from retinue.serve.routing.scheduler import Replica, ReplicaScheduler, Waiting
 from retinue.serve.routing.streams import Replayed, RoutedStream
 
@@ -140,6 +141,7 @@ class Router:
         self._ticker: asyncio.TimerHandle | None = None
         self._is_reported = False  # the controller is being told
         self._policy: Policy | None = None  # the user's own choice
+        self.waits = Waits()
 
     # --- requests
 
@@ -386,12 +388,14 @@ class Router:
                 scheduler.cancel(waiting)
                 self._tell_leaving()
             raise
+        self.waits.times.add((), time.monotonic() - now)
         return await self._wait(turn, meta) if replica is None else replica
 
     async def _wait_for_policy(self, policy: Policy, meta: RequestMeta, now: float) -> Replica:
         limit = self.scheduler.max_queued
         if 0 <= limit <= policy.waiting:
             raise self._overload(now)
+        self.waits.by_policy += 1
         if not policy.waiting:
             self._loop.call_soon(self._routers.report_now, self)
         try:
@@ -411,6 +415,7 @@ class Router:
         if retry_after_s is None:
             retry_after_s = scheduler.retry_after_s(now)
         self._tell_leaving()
+        self.waits.refused += 1
         return BackPressureError(
             self.queued, scheduler.max_queued, routing.backpressure_status, retry_after_s
         )
