@@ -180,6 +180,7 @@ class GrpcCall:
     __slots__ = (
         "_began",
         "_context",
+        "_is_over",
         "_server",
         "app_name",
         "head",
@@ -194,7 +195,9 @@ class GrpcCall:
     def __init__(self, method: GrpcMethod, context: Any) -> None:
         self._began = time.monotonic()
         self._context = context
+        self._is_over = False
         self._server = method.server
+        self._server.ongoing += 1
         self.method = method.full_name
         self.app_name = self.route = ""
         self.router: Router | None = None
@@ -260,10 +263,17 @@ class GrpcCall:
     def left(self) -> None:
         """The client has cancelled it, or its deadline has passed."""
         is_late = 0.0 < self.meta.deadline <= time.monotonic()
-        code = grpc_status.DEADLINE_EXCEEDED if is_late else grpc_status.CANCELLED
-        self._server.finished(self, code, time.monotonic() - self._began)
+        self._finished(grpc_status.DEADLINE_EXCEEDED if is_late else grpc_status.CANCELLED)
+
+    def _finished(self, code: int) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._server.finished(self, code, time.monotonic() - self._began)
 
     def failed(self, error: Exception) -> bytes:
+        if self._context.done():  # the client has left, and its stream cannot be written to
+            self.left()
+            return b""
         status = grpc_status.of_error(error, self.request_id)
         if status.is_unexpected:
             self._server.log_failure(self, error)
@@ -284,11 +294,14 @@ class GrpcCall:
     async def pass_on(self, stream: RoutedStream) -> None:
         """Write the messages as they come, and the status after them."""
         write = self._context.write
-        is_over = False
+        is_begun = is_over = False
         while items := await stream.read():
             for item in items:
                 if item[:1] == GRPC_MESSAGE:
                     await write(item[1:])
+                    if not is_begun:
+                        is_begun = True
+                        self._server.first_chunk(self, time.monotonic() - self._began)
                 elif item:
                     head = unpack(GrpcResponseHead, memoryview(item)[1:])[0]
                     if head.compression and not (head.code or head.details or head.trailing_metadata):
@@ -319,5 +332,5 @@ class GrpcCall:
             context.set_code(code)
         if details:
             context.set_details(details)
-        self._server.finished(self, code, time.monotonic() - self._began)
+        self._finished(code)
         return b""

@@ -57,10 +57,12 @@ class GrpcServer:
     ) -> None:
         self.request_timeout_s = options.request_timeout_s
         self.ids = IdMaker()
+        self.ongoing = 0  # calls
         self._options = options
         self._routers = routers
         self._access_log = access_log
         self._measures = measures
+        measures.ongoing = lambda: self.ongoing
         self._routes: dict[str, Route] = {}  # by application
         self._has_routes = False
         self._is_draining = False
@@ -124,6 +126,7 @@ class GrpcServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._measures.close()
         if self._access_log is not None:
             self._access_log.close()
 
@@ -187,6 +190,7 @@ class GrpcServer:
 
     def finished(self, call: GrpcCall, code: int, seconds: float) -> None:
         """A call is over: count it, and log it."""
+        self.ongoing -= 1
         name = grpc_status.name_of(code)
         self._measures.finished(call, name, seconds)
         if self._access_log is not None:
@@ -204,6 +208,10 @@ class GrpcServer:
                     "grpc",
                 )
             )
+
+    def first_chunk(self, call: GrpcCall, seconds: float) -> None:
+        """A streamed answer has begun."""
+        self._measures.first_chunk(call, seconds)
 
     @staticmethod
     def log_failure(call: GrpcCall, error: Exception) -> None:
