@@ -102,7 +102,8 @@ class RouteTable(Struct, frozen=True):
 # Methods of a replica's door:
 #   ask("http")        body: HttpHead | request body -> HttpResponseHead | body; or, streamed, a first item
 #                      of head | first bytes, then items of raw body bytes
-#   exchange("http")   items in: HttpHead | first bytes, then raw body bytes; items out: as ask, streamed
+#   exchange("http")   items in: HttpHead | first bytes, then raw body bytes; items out: an empty one when it
+#                      is accepted (nothing is sent to another replica from there on), then as ask, streamed
 #   exchange("websocket")  items in: HttpHead, then msgpack of ASGI messages (dicts); out: the same
 #   call("handle")     body: CallHead | payload -> payload (a serialized value)
 #   stream("handle")   body: CallHead | payload -> items, each a payload
@@ -112,12 +113,16 @@ class RouteTable(Struct, frozen=True):
 #                      begun, then as with stream
 #   call("handle:all") as call("handle"), past the limit: a handle's broadcast. Neither admitted nor counted
 #   stream("events")   -> msgpack of ReplicaEvent, for as long as the router lives
-#   call("leave")      the router has nothing waiting any more: no notices -> b""
 #   call("leave")      body: b"" -> b"": the router has no waiting requests any more; no more notices, and
 #                      what is held for it is free. Neither admitted nor counted (see routing.admission)
+#   call("waits")      body: AGE -> b"": so long the router's oldest request has waited (minus infinity: none
+#                      does). Neither admitted nor counted
 # Methods of the controller's door:
 #   call("router_stats")  body: msgpack of RouterStats -> b""
 #   call("replica_stats") body: msgpack of ReplicaStats -> b""
+
+
+AGE = Packer("<d")  # seconds
 
 
 class HttpHead(Struct, array_like=True, gc=False):

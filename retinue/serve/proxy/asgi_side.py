@@ -100,6 +100,8 @@ class AsgiSide:
         stream = await router.exchange("http", pack(head, await upload.first()), upload, meta)
         try:
             items = await stream.read()
+            if not items[0]:  # the replica has begun
+                items = items[1:] or await stream.read()
             answer, first = unpack(HttpResponseHead, items[0])
             progress.head = answer
             await progress.send(start_message(answer, passage))

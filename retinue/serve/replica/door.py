@@ -11,7 +11,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -21,7 +21,7 @@ from retinue.serve.context import RequestContext, request_context
 from retinue.serve.messages import CallHead, GrpcHead, HttpHead, status_of, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
-from retinue.serve.replica.answering import Shielded, Turn, begin, single
+from retinue.serve.replica.answering import Shielded, Turn, begin
 from retinue.serve.replica.grpc import GrpcAnswerer
 from retinue.serve.replica.measures import RequestMeasures, note_failure
 from retinue.serve.replica.slots import Slots
@@ -125,9 +125,9 @@ class ReplicaDoor:
         self._slots.take(context.caller)
         try:
             first = await anext(items)
-            answer: bytes | AsyncIterator[bytes]
+            answer: AsyncIterator[bytes]
             if method == "http":
-                answer = await self._http(first, context, items)
+                answer = self._http_upload(*self._http_request(first, context), items)
             elif method == "grpc":
                 head = unpack(GrpcHead, first)[0]
                 answer = self._grpc_calls.exchange(head, items, self._enter(head, head.route, context))
@@ -136,10 +136,6 @@ class ReplicaDoor:
         except BaseException as error:
             self._failed(error)
             raise
-        if isinstance(answer, bytes):
-            if method == "http":
-                request_context.get().status = status_of(answer)
-            answer = single(answer)
         return self._held(answer)
 
     def _failed(self, error: BaseException) -> None:
@@ -166,18 +162,48 @@ class ReplicaDoor:
 
     # --- http
 
-    async def _http(
-        self, body: bytes, context: DoorContext, upload: AsyncIterator[bytes] | None = None
-    ) -> bytes | AsyncIterator[bytes]:
+    def _http_request(
+        self, body: bytes, context: DoorContext
+    ) -> tuple[HttpHead, memoryview, RequestContext]:
         head, payload = unpack(HttpHead, body)
-        entered = self._enter(head, head.prefix, context)
+        return head, payload, self._enter(head, head.prefix, context)
+
+    async def _http(self, body: bytes, context: DoorContext) -> bytes | AsyncIterator[bytes]:
+        head, payload, entered = self._http_request(body, context)
+        answering = self._answering(head, payload, entered)
+        return await (Shielded(answering).begin() if head.ignores_disconnect else answering)
+
+    def _answering(
+        self,
+        head: HttpHead,
+        payload: memoryview,
+        entered: RequestContext,
+        upload: AsyncIterator[bytes] | None = None,
+    ) -> Coroutine[Any, Any, bytes | AsyncIterator[bytes]]:
         if self._app is not None:
-            answering = self._run_app(head, payload, entered, upload)
-        else:
-            answering = self._run_call(http.ReplicaRequest(head, payload, entered, upload), entered)
-        if head.ignores_disconnect:
-            return await Shielded(answering).begin()
-        return await answering
+            return self._run_app(head, payload, entered, upload)
+        return self._run_call(http.ReplicaRequest(head, payload, entered, upload), entered)
+
+    async def _http_upload(
+        self, head: HttpHead, payload: memoryview, entered: RequestContext, items: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """The answer, behind an empty item: the router need not keep the body to send it elsewhere."""
+        yield b""
+        answering = self._answering(head, payload, entered, items)
+        try:
+            answer = await (Shielded(answering).begin() if head.ignores_disconnect else answering)
+        except asyncio.CancelledError:
+            entered.is_cancelled = True
+            raise
+        if isinstance(answer, bytes):
+            entered.status = status_of(answer)
+            yield answer
+            return
+        try:
+            async for item in answer:
+                yield item
+        finally:
+            await close(answer)
 
     async def _run_app(
         self,
