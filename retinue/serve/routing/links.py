@@ -40,6 +40,7 @@ class Link:
         self.replica = replica
         self.connection: DoorConnection | None = None
         self.stats: dict[str, object] = {}  # what the user's record_routing_stats gave
+        self.was_tried = asyncio.Event()  # the first attempt to connect is over
         self._router = router
         self._leaves: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -59,6 +60,7 @@ class Link:
             self.close()
 
     def close(self) -> None:
+        self.was_tried.set()
         if self._task is not None:
             self._task.cancel()
         if self.connection is not None:
@@ -74,6 +76,7 @@ class Link:
                 connection = await doors.connect(self.info.address)
             except (OSError, DoorError) as error:  # TimeoutError is an OSError
                 logger.debug("replica %s cannot be reached: %s", self.info.replica_id, error)
+                self.was_tried.set()
             else:
                 pause = FIRST_RETRY_S
                 await self._use(connection)
@@ -91,6 +94,7 @@ class Link:
             # Its events first: so the replica knows whom to notice when requests come.
             events = connection.stream(REPLICA_DOOR, "events")
             self._router.usable(self)
+            self.was_tried.set()
             await self._follow(events)
             await over.wait()
         except DoorError as error:

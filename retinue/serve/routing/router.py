@@ -326,6 +326,8 @@ class Router:
         """Ask every replica, past the queue; what each answers or raises. Waits for a first one."""
         if not self.scheduler.usable_replicas():
             self.over((await self._wait(self.scheduler.turn, meta)).link, is_known=False)
+        for link in self.links:  # a router that is new has connections to some of them first
+            await link.was_tried.wait()
         links: list[Link] = [replica.link for replica in self.scheduler.usable_replicas()]
         return list(
             await asyncio.gather(
