@@ -36,6 +36,7 @@ from retinue.serve.handle import DeploymentHandle
 from retinue.serve.messages import CONTROLLER_NAME, NAMESPACE, ApplicationSpec, encode
 from retinue.serve.models import hint
 from retinue.serve.names import DEFAULT_APP_NAME
+from retinue.serve.ports import check_port_is_free
 from retinue.serve.status_schema import ApplicationStatus, ServeStatus
 
 if TYPE_CHECKING:
@@ -102,7 +103,17 @@ def _start_controller(
     _connect()
     from retinue.serve.controller.actor import start_controller
 
+    if location != ProxyLocation.Disabled and not _is_running():
+        check_port_is_free(http)
     return start_controller(http, grpc, location, logs)  # type: ignore[no-any-return]
+
+
+def _is_running() -> bool:
+    try:
+        retinue.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def _connect() -> None:

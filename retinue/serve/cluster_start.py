@@ -5,25 +5,16 @@ Lives here: that. Does not: starting it from a driver that stays (`api.start`).
 
 from __future__ import annotations
 
-import errno
-import socket
 import threading
 
 import retinue
 from retinue.core.doors.admin import AdminContext
 from retinue.serve.config import HTTPOptions, LoggingConfig, ProxyLocation, gRPCOptions
 from retinue.serve.deploy_schema import ServeDeploySchema
-from retinue.serve.exceptions import RetinueServeException
 from retinue.serve.messages import NAMESPACE
+from retinue.serve.ports import check_port_is_free
 
 _one_at_a_time = threading.Lock()
-
-
-class PortTakenError(RetinueServeException):
-    """Another program listens where the proxies should."""
-
-    fault = "caller"
-    http_status = 409
 
 
 def start_on(
@@ -51,28 +42,6 @@ def start_on(
             grpc_options=grpc_options,
             logging_config=logging_config,
         )
-
-
-def check_port_is_free(options: HTTPOptions | None) -> None:
-    """Raises PortTakenError if somebody listens on the HTTP proxies' port before serve has started.
-
-    The node's own attempt would not notice another cluster of the same user: proxies share their port.
-    """
-    options = options or HTTPOptions()
-    if options.host is None or options.port == 0:
-        return
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((options.host, options.port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PortTakenError(
-                f"port {options.port} is taken: another program listens on {options.host}; "
-                "give another with --http-port, or http_options.port in a config file (0: a free one)",
-            ) from None
 
 
 def start_for(cluster: AdminContext, config: ServeDeploySchema) -> None:

@@ -99,7 +99,7 @@ class Cluster:
         try:
             self._join()
             from retinue.serve.api import _find_controller
-            from retinue.serve.cluster_start import check_port_is_free
+            from retinue.serve.ports import check_port_is_free
             from retinue.serve.controller.actor import start_controller
 
             self.had_serve = not self.is_own and _find_controller() is not None
