@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -62,6 +63,8 @@ class Zoo:
                 return 5
             case "hold":
                 await self._hold("hold")
+            case "die":
+                os._exit(1)
         return zoo_pb2.Word(text=f"said {request.text}", data=request.data)
 
     @staticmethod
@@ -110,6 +113,8 @@ class Zoo:
         async for request in requests:
             if request.text == "hold":
                 await self._hold("chat")
+            if request.text == "die":
+                os._exit(1)
             if request.text == "fail":
                 raise ValueError("failed in chat")
             yield zoo_pb2.Word(text=request.text.upper())
@@ -417,6 +422,33 @@ class TestErrors:
     def test_an_exchange_that_fails(self, zoo: Any) -> None:
         error = failure(lambda: list(zoo.Chat(iter([word("a"), word("fail")]), metadata=ONE)))
         assert error.code() is grpc.StatusCode.INTERNAL
+
+    def test_a_replica_that_dies_in_a_call(self, zoo: Any, folder: Path) -> None:
+        serve.run(Zoo.options(name="Mortal").bind(str(folder)), name="mortal", route_prefix="/mortal")
+        metadata = (("application", "mortal"),)
+
+        def answers() -> bool:
+            try:
+                return bool(zoo.Say(word("x"), metadata=metadata, timeout=WAIT_S).text == "said x")
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                return False
+
+        wait_for(answers)
+        error = failure(lambda: zoo.Say(word("die"), metadata=metadata))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "died" in error.details()
+        wait_for(answers)  # by the next replica
+        got = []
+
+        def chat() -> None:
+            got.extend(zoo.Chat(iter([word("a"), word("die")]), metadata=metadata))
+
+        error = failure(chat)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert [answer.text for answer in got] in ([], ["hello"], ["hello", "A"])
+        serve.delete("mortal")
 
     def test_a_method_that_the_deployment_lacks(self, zoo: Any) -> None:
         error = failure(lambda: zoo.Absent(word("x"), metadata=ONE))
