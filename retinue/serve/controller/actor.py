@@ -22,7 +22,7 @@ import retinue
 from retinue.core import doors
 from retinue.exceptions import ActorDiedError, RetinueError
 from retinue.serve.config import HTTPOptions, LoggingConfig, gRPCOptions
-from retinue.serve.controller import building, details, releases
+from retinue.serve.controller import building, details, measures, releases
 from retinue.serve.controller.admin_door import ADMIN_DOOR, AdminDoor
 from retinue.serve.controller.applications import App
 from retinue.serve.controller.checkpoint import Checkpoint, InstanceRecord, ReplicaRecord
@@ -33,6 +33,7 @@ from retinue.serve.controller.publisher import Publisher
 from retinue.serve.controller.replicas import ACTOR_PREFIX
 from retinue.serve.deploy_schema import ServeDeploySchema
 from retinue.serve.exceptions import RetinueServeException
+from retinue.serve.measures import add_source
 from retinue.serve.messages import (
     CONTROLLER_DOOR,
     CONTROLLER_KEY,
@@ -125,6 +126,7 @@ class ServeController:
         self._admin_door = doors.open(ADMIN_DOOR, AdminDoor(self))
         await asyncio.gather(self.cluster.start(), self._recover())
         self._publisher.publish(CONTROLLER_KEY, encode(ControllerInfo(doors.own_address())))
+        add_source(lambda: measures.samples(self))
         for work in (self._publisher.run(), self.cluster.run(), self._run()):
             self._keep(work)
         await self._publisher.flush(CONTROLLER_KEY)

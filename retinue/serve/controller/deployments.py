@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from retinue.serve.controller import placement, releases, rollout
 from retinue.serve.controller.checkpoint import ReplicaRecord
 from retinue.serve.controller.cluster_view import ClusterView
+from retinue.serve.controller.measures import EVENTS
 from retinue.serve.controller.reconciler import Plan, Target, plan, surge_of, unavailable_of
 from retinue.serve.controller.releases import Release
 from retinue.serve.controller.replica_autoscaling import Autoscaler
@@ -434,6 +435,7 @@ class Deployment:
         decision = self.autoscaler.decide(running, now)
         if decision is not None and decision != before:
             self.target_count = decision
+            EVENTS.scaled((self.app_name, self.name), before, decision, self._scaling_reason(before))
             self.status.change(Change.AUTOSCALED_UP if decision > before else Change.AUTOSCALED_DOWN)
             self.status.message = self.autoscaler.last_reason
             self._around.save_scale(self, decision)
@@ -441,6 +443,13 @@ class Deployment:
         following = self.autoscaler.next_decision_at(now)
         if following is not None:
             self._around.wake_at(self, following)
+
+    def _scaling_reason(self, before: int) -> str:
+        assert self.autoscaler is not None
+        if before == 0:
+            return "first_request"
+        is_default = self.autoscaler.config.policy.is_default_policy_function()
+        return "load" if is_default else "policy"
 
     def internal_error(self, text: str) -> None:
         """A round failed, which is a fault of ours; the next one tries again."""

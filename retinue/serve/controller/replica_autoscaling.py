@@ -257,6 +257,11 @@ class Autoscaler:
         return f"{text}; {self._wanted} replicas wanted instead of {self.target}, followed in {left:.3g} s"
 
     @property
+    def wanted(self) -> int:
+        """What the policy wanted last, within the bounds and before delays."""
+        return self.target if self._wanted is None else self._wanted
+
+    @property
     def direction(self) -> int:
         """1: more are wanted, -1: fewer, 0: neither."""
         return 0 if self._pending is None else 1 if self._pending.is_up else -1

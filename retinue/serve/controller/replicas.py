@@ -19,6 +19,7 @@ from typing import Any
 import retinue
 from retinue.exceptions import RetinueError
 from retinue.serve.controller.checkpoint import ReplicaRecord
+from retinue.serve.controller.measures import EVENTS
 from retinue.serve.controller.reconciler import ReplicaStatus
 from retinue.serve.controller.releases import Release
 from retinue.serve.controller.replica_life import ENDING, RECOVERING, STARTING, Event, ReplicaLife
@@ -77,6 +78,7 @@ class Replica:
         self.reason = ""  # why it ends, or ended
         self.failed_to = ""  # "start", "be healthy" or "reconfigure": what it was not able to
         self.log_tail = ""
+        self._measured_as = (app_name, release.spec.name)
         self.actor_id: str | None = None
         self._handle: Any = None
         self._actor_class = actor_class
@@ -200,8 +202,10 @@ class Replica:
             self.started = await self._handle.initialize.remote()
             await self._handle.check_health.remote()
         except (RetinueError, ValueError, TypeError) as error:
+            EVENTS.start_failures.add(self._measured_as)
             await self._fail("start", reason_of(error))
             return
+        EVENTS.starts.add(self._measured_as, time.monotonic() - self.began_at)
         self._ready()
         await self._watch()
 
@@ -253,6 +257,7 @@ class Replica:
         finally:
             death.cancel()
             health.cancel()
+        EVENTS.deaths.add(self._measured_as)
         await self._fail("be healthy", reason)
 
     async def _illness(self) -> str:
@@ -262,10 +267,12 @@ class Replica:
             config = self.release.config
             await asyncio.sleep(config.health_check_period_s)
             reference = self._handle.check_health.remote()
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(config.health_check_timeout_s):
                     await reference
                 failures = 0
+                EVENTS.checks.add(self._measured_as, time.monotonic() - began)
                 continue
             except TimeoutError as error:
                 retinue.cancel(reference)
@@ -276,6 +283,8 @@ class Replica:
                 if is_dead(error):
                     return reason
             failures += 1
+            EVENTS.checks.add(self._measured_as, time.monotonic() - began)
+            EVENTS.failed_checks.add(self._measured_as)
             logger.warning("health check %s of replica %s failed: %s", failures, self.replica_id, reason)
             if failures >= UNHEALTHY_AFTER:
                 return f"{failures} health checks in a row failed; the last: {reason}"
@@ -315,6 +324,7 @@ class Replica:
         task.add_done_callback(self._side.discard)
 
     async def _stop(self, unpublished: Callable[[], Awaitable[None]], *, is_graceful: bool) -> None:
+        began = time.monotonic()
         if is_graceful:
             await unpublished()
             with contextlib.suppress(TimeoutError, RetinueError):
@@ -323,6 +333,7 @@ class Replica:
         await self._kill()
         for task in tuple(self._side):
             task.cancel()
+        EVENTS.ends.add(self._measured_as, time.monotonic() - began)
         self.life.move(Event.ENDED)
         self._on_change(self)
 
