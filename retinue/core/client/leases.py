@@ -19,6 +19,8 @@ MAX_QUEUED_US = 1000.0
 MAX_DEPTH = 64
 IDLE_LEASE_S = 0.5
 MAX_WANTED = 1000
+# A node that has run nothing yet takes half a second to give its first worker.
+SPREAD_PATIENCE_S = 1.0
 _MEAN_WEIGHT = 0.2
 
 
@@ -38,21 +40,27 @@ class LeasedWorker:
 
 
 class ShapePool:
-    """The tasks and workers of one shape."""
+    """The tasks and workers of one shape.
 
-    def __init__(self, shape_id: int) -> None:
+    `is_spread`: every task is placed anew, in its turn, so a worker gets one and is given back.
+    """
+
+    def __init__(self, shape_id: int, *, is_spread: bool = False) -> None:
         self.shape_id = shape_id
+        self._is_spread = is_spread
         self.pending: deque[TaskRecord] = deque()
         self.workers: dict[int, LeasedWorker] = {}
         self._open: dict[int, LeasedWorker] = {}  # with room for the next task
         self._asked = 0  # how many workers the agent still owes us, as far as it knows
+        self._elsewhere: dict[bytes, int] = {}  # to spread: how many other nodes owe us, by node id
+        self._elsewhere_since = 0.0
 
     # --- tasks
 
     def submit(self, task: TaskRecord) -> LeasedWorker | None:
         """A task is ready to run: the worker to send it to now, or None if it waits."""
         if not self.pending:
-            depth = depth_of(task)
+            depth = self._depth_of(task)
             for worker in self._open.values():
                 if len(worker.tasks) < depth:
                     self._assign(worker, task, depth)
@@ -80,12 +88,12 @@ class ShapePool:
         if not pending:
             self._open[worker.lease_id] = worker
             return []
-        depth = depth_of(pending[0])
+        depth = self._depth_of(pending[0])
         if held > depth // 2:
             return []
         tasks = []
         # A longer or unknown task goes where nothing waits.
-        while held < depth and pending and depth_of(pending[0]) >= depth:
+        while held < depth and pending and self._depth_of(pending[0]) >= depth:
             task = pending.popleft()
             worker.tasks[task.task_id] = task
             task.conn = worker.conn
@@ -154,9 +162,39 @@ class ShapePool:
         self.workers[worker.lease_id] = worker
         self._open[worker.lease_id] = worker
 
-    def grant_seen(self, count: int = 1) -> None:
-        """The agent counts this many less as wanted."""
-        self._asked = max(0, self._asked - count)
+    def one_task_only(self, worker: LeasedWorker) -> None:
+        """It has got its task, or there was none: the last one, where each is placed anew."""
+        if self._is_spread:
+            self.recalled(worker.lease_id)
+
+    def grant_seen(self, count: int = 1, node_id: bytes = b"") -> None:
+        """The agent counts this many less as wanted: our own, or the one of another node."""
+        owed = self._elsewhere.get(node_id, 0)
+        if owed > count:
+            self._elsewhere[node_id] = owed - count
+        elif owed:
+            del self._elsewhere[node_id]
+        else:
+            self._asked = max(0, self._asked - count)
+
+    def redirected(self, count: int, node_id: bytes, source: bytes, now: float) -> int:
+        """The agent of node `source` (b"": ours) has sent us to another. Returns how many to ask for there.
+
+        It counts them as served. We ask our own for them all the same, as that node may be full by now: who
+        has room first gets the task. Only what is to be spread leaves the turn to the other for a while.
+        """
+        self.grant_seen(count, source)
+        if not self._is_spread:
+            return count
+        if not self._elsewhere:
+            self._elsewhere_since = now
+        self._elsewhere[node_id] = owed = self._elsewhere.get(node_id, 0) + count
+        return owed
+
+    def lose_patience(self, now: float) -> None:
+        """What another node has not given by now, whoever has room may give."""
+        if self._elsewhere and now - self._elsewhere_since >= SPREAD_PATIENCE_S:
+            self._elsewhere.clear()
 
     def recalled(self, lease_id: int) -> LeasedWorker | None:
         """Others wait for the worker: no more tasks for it."""
@@ -192,10 +230,13 @@ class ShapePool:
     def demand(self) -> int | None:
         """How many workers to ask for, if the agent should hear a new number."""
         pending = len(self.pending)
+        if self._elsewhere:
+            pending = max(0, pending - sum(self._elsewhere.values()))
         wanted = 0
         if pending:
-            wanted = min(MAX_WANTED, -(-pending // depth_of(self.pending[0])))
-        if wanted == self._asked:
+            wanted = min(MAX_WANTED, -(-pending // self._depth_of(self.pending[0])))
+        if wanted == self._asked or (self._is_spread and wanted and self._asked):
+            # What is to be spread is asked for exactly: an answer may be on its way that this counts again.
             return None
         self._asked = wanted
         return wanted
@@ -203,11 +244,21 @@ class ShapePool:
     def demand_grew(self) -> bool:
         """Whether asking again cannot wait for the next tick: the need doubled since last time."""
         pending = len(self.pending)
-        return pending > 0 and (self._asked == 0 or pending >= 2 * self._asked * depth_of(self.pending[0]))
+        return pending > 0 and (
+            self._asked == 0 or pending >= 2 * self._asked * self._depth_of(self.pending[0])
+        )
+
+    def _depth_of(self, task: TaskRecord) -> int:
+        return 1 if self._is_spread else depth_of(task)
 
     def has_asked(self) -> bool:
-        """Whether the agent owes us workers, as far as it knows."""
-        return self._asked > 0
+        """Whether any agent owes us workers, as far as it knows."""
+        return self._asked > 0 or bool(self._elsewhere)
+
+    def take_elsewhere(self) -> bool:
+        """Whether other nodes owe us workers of which we know; forgets them, as they will be told."""
+        had, self._elsewhere = bool(self._elsewhere), {}
+        return had
 
     def is_busy(self) -> bool:
         """Whether any task waits or is in flight."""
@@ -216,6 +267,7 @@ class ShapePool:
     def forget_demand(self) -> None:
         """The agent does not know our demand any more (refused, or a new connection)."""
         self._asked = 0
+        self._elsewhere.clear()
 
     def check_invariants(self) -> None:
         for lease_id, worker in self._open.items():

@@ -16,6 +16,7 @@ from retinue.core.client.peers import open_connection
 from retinue.core.client.replies import task_name
 from retinue.core.client.tasks import TaskRecord
 from retinue.core.errors import NodeDiedError, OutOfMemoryError, RetinueError, WorkerCrashedError
+from retinue.core.scheduling.policies import SPREAD
 from retinue.core.serialization import serialize_error
 from retinue.core.transport.threads import Connection
 from retinue.core.wire.failures import to_exception
@@ -96,7 +97,7 @@ class LeaseClient:
         pool = self._pool_of_shape.get(key)
         if pool is None:
             shape_id = next(self._shape_ids)
-            pool = ShapePool(shape_id)
+            pool = ShapePool(shape_id, is_spread=shape.strategy == SPREAD)
             self._shapes[shape_id] = shape
             self._pool_of_shape[key] = pool
             self._pools[shape_id] = pool
@@ -118,10 +119,9 @@ class LeaseClient:
         if local is None or local.connection is None:
             return
         wanted = pool.demand()
-        if wanted is None:
-            return
-        self._demand(local, pool, wanted, 0)
-        if wanted == 0:
+        if wanted is not None:
+            self._demand(local, pool, wanted, 0)
+        if not pool.pending and (pool.take_elsewhere() or wanted == 0):
             for agent in self._agents.values():  # what we were redirected for is not needed any more
                 if pool.shape_id in agent.known_shapes and agent.connection is not None:
                     self._demand(agent, pool, 0, 1)
@@ -144,7 +144,7 @@ class LeaseClient:
         elif kind is LeaseLost:
             self._lease_lost(self._agent_key(connection), message.lease_id, message.death)
         elif kind is LeaseRedirect:
-            self._redirect(message)
+            self._redirect(connection, message)
         elif kind is LeaseRefused:
             self._refused(message)
         else:
@@ -164,7 +164,7 @@ class LeaseClient:
         pool = self._pools[grant.shape_id]
         key = self._agent_key(agent_connection)
         with self._runtime.lock:
-            pool.grant_seen()
+            pool.grant_seen(node_id=key)
             needed = bool(pool.pending)
         if not needed:
             agent_connection.send(LeaseReturn(grant.lease_id))
@@ -201,6 +201,7 @@ class LeaseClient:
             self._leases[(key, grant.lease_id)] = (pool, worker)
             pool.granted(worker)
             tasks = pool.refill(worker)
+            pool.one_task_only(worker)
             if tasks:
                 runtime.tasks.send(worker, tasks)
             # With several workers whoever waits on one must not let another run dry.
@@ -252,6 +253,7 @@ class LeaseClient:
         for pool in list(self._pools.values()):
             if pool.pending or pool.has_asked():
                 with self._runtime.lock:
+                    pool.lose_patience(now)
                     self.send_demand(pool)
 
     def _is_cut_off(self) -> bool:
@@ -273,35 +275,36 @@ class LeaseClient:
             self._lease_lost(b"", key[1], death, node_died=True)
         self._fail_waiting(error)
 
-    def _redirect(self, message: LeaseRedirect) -> None:
+    def _redirect(self, connection: Connection, message: LeaseRedirect) -> None:
         pool = self._pools[message.shape_id]
         node_id = message.node.node_id
         agent = self._agents.get(node_id)
         with self._runtime.lock:
-            pool.grant_seen(message.count)
             if node_id == self._runtime.node_id:
+                pool.grant_seen(message.count, self._agent_key(connection))
                 # Another node knows of room at home. There our whole need is known already, and is a level:
                 # to ask for `count` would be to take the rest of it back.
                 self.send_demand(pool)
                 return
+            source = self._agent_key(connection)
+            wanted = pool.redirected(message.count, node_id, source, time.monotonic())
         if agent is not None and agent.connection is not None and not agent.connection.is_closed:
-            self._demand(agent, pool, message.count, 1)
+            self._demand(agent, pool, wanted, 1)
             return
 
-        def opened(connection: Connection | None) -> None:
-            if connection is None:
+        def opened(new: Connection | None) -> None:
+            if new is None:
                 return  # that node is gone: the next tick asks our own agent again
             known = self._agents.get(node_id)
             if known is not None and known.connection is not None and not known.connection.is_closed:
-                connection.on_close = _ignore  # two redirections at once: one connection is enough
-                connection.lost()
-                self._demand(known, pool, message.count, 1)
-                return
-            connection.context = node_id
-            new = self._agents[node_id] = Agent(message.node, connection)
-            self._runtime.io.watch(connection, add=select.EPOLLIN)
-            connection.process()
-            self._demand(new, pool, message.count, 1)
+                new.on_close = _ignore  # two redirections at once: one connection is enough
+                new.lost()
+            else:
+                new.context = node_id
+                known = self._agents[node_id] = Agent(message.node, new)
+                self._runtime.io.watch(new, add=select.EPOLLIN)
+                new.process()
+            self._demand(known, pool, wanted, 1)
 
         open_connection(
             self._runtime, message.node, "agent", self._on_remote_agent, self._remote_agent_lost, opened

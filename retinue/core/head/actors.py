@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from retinue.core.backoff import RestartBackoff
 from retinue.core.errors import ActorAlreadyExistsError, InvalidTransitionError
 from retinue.core.head.nodes import NodeTable
-from retinue.core.scheduling.policies import Choice, Fits, Infeasible, NodeView, Wait, choose_node
+from retinue.core.scheduling.policies import SPREAD, Choice, Fits, Infeasible, NodeView, Wait, choose_node
 from retinue.core.scheduling.resources import ResourceError, Units, largest_of, to_units
 from retinue.core.wire.messages import ActorInfo, ActorSpec, Address, DeathInfo
 
@@ -162,6 +162,7 @@ class ActorTable:
         self._owned: dict[bytes, set[bytes]] = {}  # worker id -> the actors that end with it
         self._waiting: dict[bytes, None] = {}  # to be placed, oldest first
         self._delayed: dict[bytes, float] = {}  # to be placed, but not before
+        self._spread_after = b""  # the node that was the last one's turn
         self._rejected: set[bytes] = set()  # that some node has refused since its last report
         # Actors that a registering agent did not list. What became of them may be in the messages it has
         # kept for us, which come before its first report.
@@ -371,6 +372,8 @@ class ActorTable:
         if not isinstance(choice, Fits):
             return [], choice
         del self._waiting[actor.actor_id]
+        if actor.spec.shape.strategy == SPREAD:
+            self._spread_after = choice.node_id
         actor.node_id = choice.node_id
         actor.is_sent = True
         actor.backoff.started(now)
@@ -385,6 +388,7 @@ class ActorTable:
             strategy=actor.spec.shape.strategy,
             rng=self._rng,
             exclude=actor.rejected_by,
+            after=self._spread_after,
         )
 
     # steps

@@ -24,6 +24,7 @@ from retinue.core.scheduling.policies import (
     Fits,
     Infeasible,
     NodeView,
+    Wait,
     choose_node,
     is_known_strategy,
 )
@@ -154,6 +155,7 @@ class Party(Struct, eq=False):
     active: int = 0  # leases, those waiting for their worker included, blocked ones not
     failures: int = 0
     infeasible: str = ""
+    undealt: int = 0  # of `wanted`, to spread: may still be sent to a node that is busy
     full_view: int = -1  # in that view of the cluster no other node had room for it
     warn_at: float = 0.0
     reserve_from: float = 0.0
@@ -201,6 +203,7 @@ class LeaseTable:
         self._others: dict[bytes, NodeView] = {}
         self._reported_free: dict[bytes, Units] = {}  # of nodes that work was sent to since the last view
         self._sent_away_at = 0.0
+        self._spread_after = b""  # the node that was the last one's turn
         self._view_is_known = False
         self._view = 0
         self._reserved: Party | None = None
@@ -268,6 +271,7 @@ class LeaseTable:
             party.warn_at = now + WARN_AFTER_S
         party.wanted = max(0, wanted)
         party.infeasible = ""
+        party.undealt = party.unserved() if party.strategy == SPREAD and not party.hops else 0
         while party.starting and party.unserved() < 0:
             lease = self._leases[max(party.starting)]
             out.append(DropNeed(lease.lease_id))
@@ -484,7 +488,9 @@ class LeaseTable:
         self, party: Party, now: float, out: list[Decision], redirects: dict[tuple[Party, bytes], int]
     ) -> bool:
         """One lease more for the party, here or elsewhere; False if that is impossible now."""
-        if not self._others or party.is_actor or party.hops >= MAX_HOPS or party.full_view == self._view:
+        is_full = party.full_view == self._view and party.undealt <= 0
+        stays = party.is_actor or party.hops >= (1 if party.strategy == SPREAD else MAX_HOPS)
+        if not self._others or stays or is_full:
             return self._serve_here(party, out)
         if party.hops and self._serve_here(party, out):
             return True
@@ -492,10 +498,15 @@ class LeaseTable:
         choice = self._choose(party, exclude)
         if isinstance(choice, Fits) and choice.node_id == self._node_id:
             if self._serve_here(party, out):
+                self._note_turn(party, choice.node_id)
                 return True
             choice = self._choose(party, (self._node_id,))
         if isinstance(choice, Fits) and choice.node_id != self._node_id:
+            self._note_turn(party, choice.node_id)
             self._send_away(party, choice.node_id, now, redirects)
+            return True
+        if isinstance(choice, Wait) and party.undealt > 0:
+            self._deal(party, now, redirects)
             return True
         if isinstance(choice, Infeasible):
             self._cannot(party, choice, out)
@@ -505,7 +516,22 @@ class LeaseTable:
                 party.full_view = self._view  # with ten thousand nodes, asking again costs 10 ms
         return False
 
-    def _choose(self, party: Party, exclude: tuple[bytes, ...]) -> object:
+    def _deal(self, party: Party, now: float, redirects: dict[tuple[Party, bytes], int]) -> None:
+        """No node has room: what is to be spread waits where its turn is, here or elsewhere."""
+        choice = self._choose(party, (), may_be_busy=True)
+        assert isinstance(choice, Fits)
+        self._note_turn(party, choice.node_id)
+        if choice.node_id != self._node_id:
+            self._send_away(party, choice.node_id, now, redirects)
+
+    def _note_turn(self, party: Party, node_id: bytes) -> None:
+        if party.strategy == SPREAD:
+            self._spread_after = node_id
+            party.undealt -= 1
+
+    def _choose(
+        self, party: Party, exclude: tuple[bytes, ...], *, may_be_busy: bool = False
+    ) -> Fits | Wait | Infeasible:
         return choose_node(
             party.request,
             [self._home, *self._others.values()],
@@ -513,6 +539,8 @@ class LeaseTable:
             strategy=party.strategy,
             rng=self._rng,
             exclude=exclude,
+            after=self._spread_after,
+            may_be_busy=may_be_busy,
         )
 
     def _send_away(
@@ -522,12 +550,11 @@ class LeaseTable:
         self._reported_free.setdefault(node_id, dict(node.free))
         self._sent_away_at = now
         share = 1 if party.strategy == SPREAD else max(1, party.unserved() // REDIRECT_SHARE)
-        count = 0
-        while count < share and fits(party.request, node.free):
+        count = 1
+        node.take(party.request)
+        while count < share and party.request and fits(party.request, node.free):
             node.take(party.request)
             count += 1
-            if not party.request:
-                break
         redirects[party, node_id] = redirects.get((party, node_id), 0) + count
         party.wanted -= count
         party.infeasible = ""

@@ -88,12 +88,15 @@ def choose_node(
     strategy: str,
     rng: random.Random,
     exclude: Collection[bytes] = (),
+    after: bytes = b"",
+    may_be_busy: bool = False,
 ) -> Choice:
     """Choose a node for `request` (units; see `resources.to_units`).
 
     `strategy` is that of `messages.Shape`: "" packs at home until it is half used, then takes one of the
-    least used with room; "SPREAD" takes one of the least used; "node:<hex>" only that one, or with
-    ":soft" any if that one is gone or too small. `exclude`d nodes are busy for whatever reason.
+    least used with room; "SPREAD" takes the next one with room after the node `after`, by id; "node:<hex>"
+    only that one, or with ":soft" any if that one is gone or too small. `exclude`d nodes are busy for
+    whatever reason. `may_be_busy`: what is to be spread may wait where it is sent.
     """
     usable = [node for node in nodes if node.takes_work()]
     if strategy.startswith(NODE_PREFIX):
@@ -104,9 +107,13 @@ def choose_node(
     if not feasible:
         return Infeasible(_nowhere(request, usable))
     with_room = [node for node in feasible if node.node_id not in exclude and fits(request, node.free)]
+    if not with_room and may_be_busy and strategy == SPREAD:
+        with_room = feasible
     if not with_room:
         return Wait(_least_used(request, feasible).node_id)
-    return Fits(_best(request, with_room, local_node_id, strategy, rng).node_id)
+    if strategy == SPREAD:
+        return Fits(_next(request, with_room, after).node_id)
+    return Fits(_best(request, with_room, local_node_id, rng).node_id)
 
 
 def is_known_strategy(strategy: str) -> bool:
@@ -149,25 +156,35 @@ def _affinity(
     )
 
 
+def _next(request: Mapping[str, int], with_room: Sequence[NodeView], after: bytes) -> NodeView:
+    """The round goes by id, as every chooser knows the nodes in an order of its own."""
+    return min(
+        with_room, key=lambda node: (_has_spare_gpus(request, node), node.node_id <= after, node.node_id)
+    )
+
+
+def _has_spare_gpus(request: Mapping[str, int], node: NodeView) -> bool:
+    """A node with GPUs is kept for those who need them, unless it is the only one."""
+    return GPU in node.total and GPU not in request
+
+
 def _best(
     request: Mapping[str, int],
     with_room: Sequence[NodeView],
     local_node_id: bytes | None,
-    strategy: str,
     rng: random.Random,
 ) -> NodeView:
     def score(node: NodeView) -> tuple[bool, float, bool]:
         used = node.utilisation(request)
-        if strategy != SPREAD and used < PACK_UNTIL:
+        if used < PACK_UNTIL:
             used = 0.0
-        # A node with GPUs is kept for those who need them, unless it is the only one.
-        return (GPU in node.total and GPU not in request, used, node.node_id != local_node_id)
+        return (_has_spare_gpus(request, node), used, node.node_id != local_node_id)
 
     if len(with_room) == 1:
         return with_room[0]
     scored = sorted(((score(node), node) for node in with_room), key=lambda pair: pair[0])
     best_score, best = scored[0]
-    if best.node_id == local_node_id and strategy != SPREAD:
+    if best.node_id == local_node_id:
         return best
     top = scored[: max(1, int(len(scored) * TOP_SHARE))]
     ties = [node for node_score, node in scored if node_score[:2] == best_score[:2]]

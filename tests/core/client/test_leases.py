@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from retinue.core.client.leases import IDLE_LEASE_S, MAX_DEPTH, MAX_WANTED, LeasedWorker, ShapePool, depth_of
+from retinue.core.client.leases import (
+    IDLE_LEASE_S,
+    MAX_DEPTH,
+    MAX_WANTED,
+    SPREAD_PATIENCE_S,
+    LeasedWorker,
+    ShapePool,
+    depth_of,
+)
 from retinue.core.client.tasks import FunctionDef, TaskRecord
 
 
@@ -292,3 +300,47 @@ def test_demand_is_urgent_only_when_it_doubled(pool):
         if pool.demand_grew():
             urgent.append(pool.demand())
     assert urgent == [1, 2, 4, 8]
+
+
+def test_a_task_to_spread_is_placed_anew_and_its_worker_given_back():
+    pool = ShapePool(1, is_spread=True)
+    short = function(SHORT)
+    for name in "abc":
+        assert pool.submit(task(name, of=short)) is None
+    assert pool.demand() == 3
+    worker = LeasedWorker(1, None, 0.0)
+    pool.granted(worker)
+    assert names(pool.refill(worker)) == "a"
+    pool.one_task_only(worker)
+    assert finish(pool, worker, "a") == []
+    assert pool.submit(task("d", of=short)) is None
+    assert pool.returnable(0.0) == [worker]
+    pool.check_invariants()
+
+
+def test_what_is_to_be_spread_leaves_its_turn_to_the_other_node_for_a_while():
+    pool = ShapePool(1, is_spread=True)
+    for name in "abcd":
+        pool.submit(task(name))
+    assert pool.demand() == 4
+    assert pool.redirected(1, b"n1", b"", 1.0) == 1
+    assert pool.redirected(1, b"n1", b"", 1.1) == 2
+    assert pool.demand() is None
+    for lease_id, node_id in enumerate([b"", b"", b"n1"]):
+        worker = LeasedWorker(lease_id, None, 0.0)
+        pool.grant_seen(1, node_id)
+        pool.granted(worker)
+        assert len(pool.refill(worker)) == 1
+        assert pool.demand() is None
+    pool.lose_patience(1.0 + SPREAD_PATIENCE_S / 2)
+    assert pool.demand() is None
+    pool.lose_patience(1.0 + SPREAD_PATIENCE_S)
+    assert pool.demand() == 1
+
+
+def test_other_demand_is_redirected_and_asked_for_at_home_too(pool):
+    for name in "abcd":
+        pool.submit(task(name))
+    assert pool.demand() == 4
+    assert pool.redirected(3, b"n1", b"", 1.0) == 3
+    assert pool.demand() == 4

@@ -278,6 +278,23 @@ def test_what_does_not_fit_here_is_sent_where_it_does(node: Node) -> None:
     assert node.table.cluster_changed([other_node(b"n1", 1)], now=0.0) == [Redirect("a", 1, 1, b"n1")]
 
 
+def test_spread_demand_goes_round_the_nodes(node: Node) -> None:
+    node.table.cluster_changed([other_node(b"a", 8), other_node(b"z", 1)], now=0.0)
+    decisions = node.demand("a", 6, Shape({"CPU": 1}, ENV, "SPREAD"))
+    turns = {d.node_id: d.count for d in decisions if isinstance(d, Redirect)}
+    assert (turns, grants(decisions)) == ({b"a": 3, b"z": 1}, ["a", "a"])
+
+
+def test_spread_demand_waits_at_all_nodes_where_none_has_room(node: Node) -> None:
+    node.table.cluster_changed([other_node(b"a", 0, 1), other_node(b"z", 0, 1)], now=0.0)
+    decisions = node.demand("a", 11, Shape({"CPU": 1}, ENV, "SPREAD"))
+    turns = {d.node_id: d.count for d in decisions if isinstance(d, Redirect)}
+    assert (turns, grants(decisions)) == ({b"a": 3, b"z": 3}, ["a", "a"])
+    assert node.table.waiting_shapes() == [({"CPU": 1.0}, 3)]
+    assert node.later(1.0) == []
+    assert node.table.cluster_changed([other_node(b"a", 1)], now=0.0) == [Redirect("a", 1, 1, b"a")]
+
+
 def test_redirected_demand_stays_after_two_hops(node: Node) -> None:
     node.table.cluster_changed([other_node(b"n1", 8)], now=0.0)
     assert grants(node.demand("a", 2, hops=1)) == ["a", "a"]

@@ -25,7 +25,6 @@ from retinue.core.scheduling.resources import NodeResources, to_units
 from retinue.core.wire.messages import Shape, WorkerEnv
 
 CLIENT, HOME = b"client", b"n0"
-SHAPE = Shape({"CPU": 1}, WorkerEnv(b"j"))
 TICK_S, REPORT_S = 0.02, 0.05
 LIMIT_S = 20.0
 
@@ -46,14 +45,16 @@ class Simulation:
             for i, n in enumerate(cpus)
         }
         self.reports: dict[bytes, dict[str, float]] = {}
-        self.pool = ShapePool(1)
+        self.is_spread = self.rng.random() < 0.5
+        self.shape = Shape({"CPU": 1}, WorkerEnv(b"j"), "SPREAD" if self.is_spread else "")
+        self.pool = ShapePool(1, is_spread=self.is_spread)
         self.tasks = tasks
         self.begun = 0
         function = FunctionDef(b"key", b"", "meet", [])
         for index in range(tasks):
             self.pool.submit(TaskRecord(b"%d" % index, function))
         if is_home_full:
-            self.tables[HOME].place_actor(b"actor", Shape({"CPU": cpus[0]}, SHAPE.env), {}, now=0.0)
+            self.tables[HOME].place_actor(b"actor", Shape({"CPU": cpus[0]}, WorkerEnv(b"j")), {}, now=0.0)
         for node_id in self.tables:
             self.after(0, lambda node_id=node_id: self.node_ticks(node_id))  # type: ignore[misc]
             self.after(0, lambda node_id=node_id: self.report(node_id))  # type: ignore[misc]
@@ -111,7 +112,7 @@ class Simulation:
                 case Grant():
                     self.send(("client", node_id), lambda d=decision: self.granted(node_id, d))  # type: ignore[misc]
                 case Redirect():
-                    self.send(("client", node_id), lambda d=decision: self.redirected(d))  # type: ignore[misc]
+                    self.send(("client", node_id), lambda d=decision: self.redirected(node_id, d))  # type: ignore[misc]
                 case DropNeed() | FreeWorker():
                     pass
                 case _:
@@ -121,19 +122,20 @@ class Simulation:
         decide = self.tables[node_id].demand
         self.send(
             ("agent", node_id, hops),
-            lambda: self.carry(node_id, decide(CLIENT, 1, wanted, now=self.now, shape=SHAPE, hops=hops)),
+            lambda: self.carry(node_id, decide(CLIENT, 1, wanted, now=self.now, shape=self.shape, hops=hops)),
         )
 
     # the client, as `client.leasing` is one
 
     def client_ticks(self) -> None:
+        self.pool.lose_patience(self.now)
         wanted = self.pool.demand()
         if wanted is not None:
             self.demand(HOME, wanted, 0)
         self.after(0.002, self.client_ticks)
 
     def granted(self, node_id: bytes, grant: Grant) -> None:
-        self.pool.grant_seen()
+        self.pool.grant_seen(node_id=b"" if node_id == HOME else node_id)
         if not self.pool.pending:
             table = self.tables[node_id]
             self.carry(node_id, table.returned(CLIENT, grant.lease_id, is_reusable=True, now=self.now))
@@ -142,15 +144,19 @@ class Simulation:
         worker = LeasedWorker(self.count, None, self.now)
         self.pool.granted(worker)
         self.begun += len(self.pool.refill(worker))
+        self.pool.one_task_only(worker)
         self.after(self.rng.uniform(0, 0.1), lambda: self.blocked(node_id, grant))
 
     def blocked(self, node_id: bytes, grant: Grant) -> None:
         self.carry(node_id, self.tables[node_id].blocked(grant.worker_id, now=self.now))
 
-    def redirected(self, redirect: Redirect) -> None:
-        self.pool.grant_seen(redirect.count)
-        if redirect.node_id != HOME:
-            self.demand(redirect.node_id, redirect.count, 1)
+    def redirected(self, source: bytes, redirect: Redirect) -> None:
+        source = b"" if source == HOME else source
+        if redirect.node_id == HOME:
+            self.pool.grant_seen(redirect.count, source)
+        else:
+            wanted = self.pool.redirected(redirect.count, redirect.node_id, source, self.now)
+            self.demand(redirect.node_id, wanted, 1)
 
 
 @given(

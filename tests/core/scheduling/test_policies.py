@@ -60,18 +60,23 @@ def test_excluded_dead_and_draining_nodes_get_nothing() -> None:
     )
 
 
-def test_spread_takes_the_least_used() -> None:
-    nodes = [node("a", {"CPU": 4}, {"CPU": 3}), node("b", {"CPU": 4}), node("c", {"CPU": 4}, {"CPU": 2})]
-    assert choose({"CPU": 1}, nodes, strategy="SPREAD") == Fits(b"b")
+def test_spread_goes_round_the_nodes_with_room() -> None:
+    nodes = [node("b", {"CPU": 4}, {"CPU": 1}), node("a", {"CPU": 4}), node("c", {"CPU": 4}, {"CPU": 2})]
+    turns = [b""]
+    for _ in range(4):
+        choice = choose({"CPU": 1}, nodes, strategy="SPREAD", after=turns[-1])
+        assert isinstance(choice, Fits)
+        turns.append(choice.node_id)
+    assert turns == [b"", b"a", b"b", b"c", b"a"]
+    assert choose({"CPU": 2}, nodes, strategy="SPREAD", after=b"a") == Fits(b"c")
+    assert choose({}, nodes, strategy="SPREAD", after=b"b") == Fits(b"c")
+    assert choose({"CPU": 4}, nodes, strategy="SPREAD", after=b"a") == Fits(b"a")
 
 
-def test_spread_over_equal_nodes_uses_all_of_them() -> None:
-    nodes = [node(name, {"CPU": 4}) for name in "abc"]
-    assert {choose({"CPU": 1}, nodes, strategy="SPREAD", seed=seed) for seed in range(50)} == {
-        Fits(b"a"),
-        Fits(b"b"),
-        Fits(b"c"),
-    }
+def test_spread_keeps_off_nodes_with_gpus_unless_it_wants_one() -> None:
+    nodes = [node("a", {"CPU": 4}), node("b", {"CPU": 4, "GPU": 1})]
+    assert choose({"CPU": 1}, nodes, strategy="SPREAD", after=b"a") == Fits(b"a")
+    assert choose({"CPU": 1, "GPU": 1}, nodes, strategy="SPREAD", after=b"a") == Fits(b"b")
 
 
 def test_hard_affinity_waits_for_its_node_and_fails_when_it_is_gone() -> None:
