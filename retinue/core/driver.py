@@ -25,6 +25,7 @@ from retinue.core.cluster import LocalCluster, NodeOptions, start_local_cluster
 from retinue.core.errors import NodeDiedError, RetinueError, RetinueSystemError, UnsupportedError
 from retinue.core.log_output import LogPrinter
 from retinue.core.node_watch import log_tail
+from retinue.core.options import check_resources
 from retinue.core.runtime_env import driver_env, validated
 from retinue.core.transport import endpoints
 from retinue.core.transport.threads import Connection
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 ADDRESS_VARIABLE = "RETINUE_ADDRESS"
 CONNECT_TIMEOUT_S = 30.0
 LAST_LINES_TIMEOUT_S = 1.0
+MIN_OBJECT_STORE_BYTES = 75 << 20  # as Ray's
 
 _lock = threading.RLock()
 _driver: Driver | None = None
@@ -262,7 +264,8 @@ def init(
     `address`: None takes RETINUE_ADDRESS, else this user's newest running cluster on this machine, else
     starts one that ends with this process. "auto" raises ConnectionError where there is none, "local"
     always starts one, "host:port" is a head's. `num_cpus`, `num_gpus`, `resources`, `labels` and
-    `object_store_memory` (bytes) describe the node that is started, and are errors where none is.
+    `object_store_memory` (bytes, at least 75 MiB) describe the node that is started, and are errors where
+    none is. `include_dashboard=True` says where to look at the cluster: there is no dashboard.
 
     Raises RuntimeError if this process is connected already (unless `ignore_reinit_error`),
     ConnectionError, and UnsupportedError for what Ray has and Retinue has not.
@@ -271,7 +274,6 @@ def init(
     _check_platform()
     _refuse_unsupported(
         local_mode=local_mode,
-        include_dashboard=include_dashboard,
         job_config=job_config,
         enable_resource_isolation=enable_resource_isolation,
         cgroup_path=cgroup_path,
@@ -290,6 +292,7 @@ def init(
         if configure_logging:
             _configure_logging(logging_level, logging_format, logging_config)
         validated(runtime_env)
+        _check_node(resources, object_store_memory)
         node = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -314,7 +317,16 @@ def init(
             _driver = _start(node, kwargs.get("_temp_dir"), common)
         current.set_runtime(_driver.runtime)
         _register_exit()
+        if include_dashboard:
+            _tell_where_to_look()
         return RetinueContext(_driver)
+
+
+def _tell_where_to_look() -> None:
+    logger.info(
+        "there is no dashboard: `retinue status` and `retinue list` show this cluster; `retinue start --head`"
+        " starts one with an admin server (state and metrics over HTTP) and says where it listens"
+    )
 
 
 def _check_platform() -> None:
@@ -327,7 +339,6 @@ def _check_platform() -> None:
 def _refuse_unsupported(**given: Any) -> None:
     reasons = {
         "local_mode": "debug with a debugger in the task's own process, or call the function itself",
-        "include_dashboard": "use the `retinue` command to look at a cluster",
         "job_config": "use runtime_env and namespace",
         "enable_resource_isolation": "run the node in a container or a systemd slice with limits",
         "cgroup_path": "run the node in a cgroup with limits",
@@ -338,6 +349,18 @@ def _refuse_unsupported(**given: Any) -> None:
     for name, value in given.items():
         if value:
             raise UnsupportedError(f"init({name}=...) is not supported; {reasons[name]}")
+
+
+def _check_node(resources: Mapping[str, float] | None, object_store_memory: int | None) -> None:
+    if resources is not None:
+        check_resources("resources", resources)
+        if "object_store_memory" in resources:
+            raise ValueError("resources cannot hold object_store_memory: use init(object_store_memory=...)")
+    if object_store_memory is not None and object_store_memory < MIN_OBJECT_STORE_BYTES:
+        raise ValueError(
+            f"object_store_memory={object_store_memory} is less than {MIN_OBJECT_STORE_BYTES} bytes (75 MiB),"
+            " with which a node could hardly work; leave it out for 30 % of the machine's memory"
+        )
 
 
 def _configure_logging(level: int | str, text_format: str | None, config: Any) -> None:

@@ -60,7 +60,8 @@ def _flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} is True or False, got {value!r}")
 
 
-def _resources(name: str, value: Any) -> None:
+def check_resources(name: str, value: Any) -> None:
+    """Refuse what cannot be the custom resources of a task, actor or node."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a dict from resource name to amount, got {value!r}")
     for key, amount in value.items():
@@ -128,7 +129,7 @@ _COMMON: dict[str, Callable[[str, Any], None]] = {
     "num_cpus": _number,
     "num_gpus": _gpus,
     "memory": _number,
-    "resources": _resources,
+    "resources": check_resources,
     "accelerator_type": _non_empty_text,
     "name": _text,
     "runtime_env": _runtime_env,

@@ -171,7 +171,7 @@ def test_the_threshold_is_set_by_a_variable_and_the_machine_is_measured(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RETINUE_MEMORY_USAGE_THRESHOLD", "0.001")  # every machine uses more
-    retinue.init(address="local", num_cpus=1, object_store_memory=64 << 20)
+    retinue.init(address="local", num_cpus=1, object_store_memory=128 << 20)
 
     @retinue.remote(max_retries=0)
     def idle() -> None:

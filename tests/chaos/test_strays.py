@@ -85,7 +85,7 @@ def test_the_children_of_other_workers_stay(node: Node) -> None:
 
 
 def test_none_stays_where_agent_and_zygote_are_killed_together(base: str, tmp_path: Path) -> None:
-    retinue.init(address="local", num_cpus=1, object_store_memory=64 << 20)
+    retinue.init(address="local", num_cpus=1, object_store_memory=128 << 20)
     node = Node(base)
     parent: Any = Parent.remote()
     children = Pids([pid for how in WAYS for pid in retinue.get(parent.start.remote(how), timeout=30)])

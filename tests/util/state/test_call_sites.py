@@ -16,7 +16,7 @@ from retinue.util import state
 def recording_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RETINUE_TEMP_DIR", str(tmp_path))
     monkeypatch.setenv("RETINUE_RECORD_REF_CREATION_SITES", "1")
-    retinue.init("local", num_cpus=1, object_store_memory=64 << 20)
+    retinue.init("local", num_cpus=1, object_store_memory=128 << 20)
     yield
     retinue.shutdown()
 
