@@ -23,6 +23,7 @@ from retinue.serve.grpc_status import Status
 from retinue.serve.grpc_util import RetinueServegRPCContext, gRPCInputStream
 from retinue.serve.messages import GRPC_HEAD, GRPC_MESSAGE, GrpcHead, GrpcResponseHead, pack
 from retinue.serve.replica.answering import single
+from retinue.serve.replica.measures import note_failure
 from retinue.serve.replica.user_code import ASYNC, Method, UserCode, close, is_stream
 from retinue.serve.servicers import ServicerMethod
 
@@ -95,7 +96,7 @@ class GrpcCall:
         self, target: Target, head: GrpcHead, entered: RequestContext, *, shows_errors: bool
     ) -> None:
         self.target = target
-        self._entered = entered
+        self.entered = entered
         self._shows_errors = shows_errors
         self.context = ReplicaContext(head, entered.request_id) if target.takes_context else None
         self.kwargs = {} if self.context is None else {CONTEXT_PARAMETER: self.context}
@@ -120,15 +121,16 @@ class GrpcCall:
 
     def failure(self, error: Exception) -> bytes:
         """The status of what user code raised: what it set on its context, else what the error means."""
+        note_failure(self.entered, error)
         context = self.context
         head = GrpcResponseHead()
         if context is not None:
             head = context.head()
         if head.code:
             head.details = head.details or grpc_status.cut(str(error))
-            logger.info("request %s ended with %s: %s", self._entered.request_id, head.code, error)
+            logger.info("request %s ended with %s: %s", self.entered.request_id, head.code, error)
         else:
-            status = status_of(error, self._entered.request_id, shows_errors=self._shows_errors)
+            status = status_of(error, self.entered.request_id, shows_errors=self._shows_errors)
             head.code, head.details = status.code, status.details
         return GRPC_HEAD + pack(head)
 
@@ -242,6 +244,9 @@ class GrpcAnswerer:
                 yield GRPC_MESSAGE + encoded
         except Exception as error:  # noqa: BLE001 - user code: it becomes a status
             yield call.failure(error)
+        except BaseException as error:
+            note_failure(call.entered, error)  # nobody reads on
+            raise
         else:
             if head := call.ending():
                 yield head
