@@ -143,6 +143,7 @@ class HttpHead(Struct, array_like=True, gc=False):
     session_id: str = ""
     subprotocols: list[str] = []
     ignores_disconnect: bool = False  # x-request-disconnect-disabled
+    shows_errors: bool = False  # the client may see tracebacks
 
 
 class HttpResponseHead(Struct, array_like=True, gc=False):

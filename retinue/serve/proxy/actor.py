@@ -101,6 +101,7 @@ class ProxyActor:
             measures=RequestMeasures(),
             metrics_page=lambda: asyncio.to_thread(_metrics_page),
             root_path=options.root_path,
+            shows_errors=options.expose_tracebacks,
             request_timeout_s=options.request_timeout_s,
             tls=tls_of(options),
         )

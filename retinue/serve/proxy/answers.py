@@ -35,6 +35,7 @@ class Answer(NamedTuple):
 
 NOT_READY = Answer(503, b"this proxy has not heard of any application yet\n", [TEXT, (b"retry-after", b"1")])
 DRAINING = Answer(503, b"this proxy is draining\n", [TEXT, (b"retry-after", b"1"), (b"connection", b"close")])
+TOO_LATE = Answer(504, b"the request's deadline has passed\n")
 CLIENT_LEFT = 499  # in logs and metrics alone: nobody is there to read it
 
 
@@ -67,7 +68,7 @@ def of_error(error: BaseException) -> Answer:
     if isinstance(error, ReplicaUnavailableError | DoorClosedError):
         return Answer(502, b"the replica died while it executed this request\n")
     if isinstance(error, DoorTimeoutError | TimeoutError):
-        return Answer(504, b"the request's deadline has passed\n")
+        return TOO_LATE
     if isinstance(error, DoorBodyTooLargeError):
         return Answer(413, f"{error}\n".encode())
     if isinstance(error, RequestCancelledError):

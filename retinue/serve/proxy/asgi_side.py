@@ -103,6 +103,8 @@ class AsgiSide:
             if not items[0]:  # the replica has begun
                 items = items[1:] or await stream.read()
             answer, first = unpack(HttpResponseHead, items[0])
+            if answer.status == 500 and passage.is_late():
+                raise TimeoutError
             progress.head = answer
             await progress.send(start_message(answer, passage))
             items[0] = bytes(first)
@@ -150,6 +152,7 @@ class AsgiSide:
             meta.session_id,
             subprotocols,
             passage.ignores_disconnect,
+            self._proxy.shows_errors,
         )
 
     # --- websockets

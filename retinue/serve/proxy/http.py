@@ -268,6 +268,9 @@ class ProxyProtocol(HttpToolsProtocol):
                 answer, body = unpack(HttpResponseHead, reply)
             except ValueError as problem:
                 self._failed(cycle, passage, problem)
+                return
+            if answer.status == 500 and passage.is_late():
+                self._write_answer(cycle, passage, answers.TOO_LATE)
             else:
                 self._write(cycle, passage, answer.status, answer.headers, body)
         else:
@@ -291,6 +294,7 @@ class ProxyProtocol(HttpToolsProtocol):
             meta.session_id,
             [],
             passage.ignores_disconnect,
+            self.proxy.shows_errors,
         )
 
     async def _stream(self, cycle: RequestResponseCycle, passage: Passage, stream: RoutedStream) -> None:

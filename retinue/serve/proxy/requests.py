@@ -72,21 +72,20 @@ class Passage:
     __slots__ = (
         "app_name",
         "began",
-        "body_limit",
+        "deadline",
         "ignores_disconnect",
         "is_over",
-        "meta",
         "method",
         "path",
         "request_id",
         "route",
-        "router",
     )
 
     def __init__(self, method: str, path: str, known: dict[bytes, bytes], ids: IdMaker) -> None:
         self.method = method
         self.path = path
         self.began = time.monotonic()
+        self.deadline = 0.0
         self.route = ""
         self.app_name = ""
         self.is_over = False
@@ -122,14 +121,21 @@ class Passage:
                 self.ignores_disconnect = known[IGNORES_DISCONNECT].strip().lower() in (b"1", b"true", b"?1")
             if TIMEOUT in known:
                 timeout_s = timeout_of(known[TIMEOUT].decode("latin-1"))
+        if timeout_s:
+            self.deadline = self.began + timeout_s
         return RequestMeta(
             self.request_id,
             trace or ids.traceparent(),
-            self.began + timeout_s if timeout_s else 0.0,
+            self.deadline,
             model_id,
             session_id,
             may_repeat,
         )
+
+    def is_late(self) -> bool:
+        """Whether its time is up. A status of 500 says no more than that then: nested calls end with it, and
+        what they raise is not the application's mistake."""
+        return 0.0 < self.deadline <= time.monotonic()
 
 
 def is_traceparent(value: str) -> bool:

@@ -76,11 +76,13 @@ class HttpServer:
         measures: RequestMeasures,
         metrics_page: Callable[[], Awaitable[bytes]],
         root_path: str = "",
+        shows_errors: bool = False,
         request_timeout_s: float | None = None,
         tls: Tls | None = None,
     ) -> None:
         self.limits = limits
         self.root_path = root_path
+        self.shows_errors = shows_errors
         self.request_timeout_s = request_timeout_s
         self.ids = IdMaker()
         self.routes = RouteFinder()

@@ -101,7 +101,10 @@ async def _run(app: AsgiApp, scope: dict[str, Any], receive: Any, send: Any) -> 
 class HttpCall:
     """One HTTP request to an application."""
 
-    def __init__(self, body: bytes, upload: AsyncIterator[bytes] | None) -> None:
+    def __init__(
+        self, body: bytes, upload: AsyncIterator[bytes] | None, *, shows_errors: bool = False
+    ) -> None:
+        self._shows_errors = shows_errors
         self._running = Running()
         self._body = body
         self._upload = upload
@@ -191,6 +194,8 @@ class HttpCall:
             raise error or AsgiError("the application returned without a response")
         if error is not None:
             # Frameworks answer 500, and raise so that servers can log it.
+            if self._shows_errors and self._head.status == 500:
+                raise error
             logger.error("an ASGI application failed", exc_info=error)
         chunks = self._chunks
         return pack(self._head, chunks[0] if len(chunks) == 1 else b"".join(chunks))
@@ -229,9 +234,15 @@ class HttpCall:
 
 
 async def run_http(
-    app: AsgiApp, scope: dict[str, Any], body: bytes, upload: AsyncIterator[bytes] | None = None
+    app: AsgiApp,
+    scope: dict[str, Any],
+    body: bytes,
+    upload: AsyncIterator[bytes] | None = None,
+    *,
+    shows_errors: bool = False,
 ) -> bytes | AsyncIterator[bytes]:
-    return await HttpCall(body, upload).answer(app, scope)
+    """`shows_errors`: what the application raises is raised, not the 500 that it answered before."""
+    return await HttpCall(body, upload, shows_errors=shows_errors).answer(app, scope)
 
 
 # --- websockets

@@ -216,7 +216,8 @@ class ReplicaDoor:
         scope = http.scope_of(head)
         scope["state"] = self._state.copy()
         try:
-            return await asgi.run_http(self._app, scope, bytes(payload), upload)
+            shows = self._shows(entered)
+            return await asgi.run_http(self._app, scope, bytes(payload), upload, shows_errors=shows)
         except Exception as error:  # noqa: BLE001 - user code: it becomes an answer
             return self._error_reply(error, None, entered)
 
@@ -252,13 +253,17 @@ class ReplicaDoor:
             return await begin(http.streamed(response, self._user.pool))
         return await asgi.run_http(response, dict(request.scope), await request.body())
 
+    def _shows(self, entered: RequestContext) -> bool:
+        """Whether the client of an HTTP request may see tracebacks."""
+        return self._shows_errors or bool(entered.head.shows_errors)
+
     def _error_reply(
         self, error: Exception, request: http.ReplicaRequest | None, entered: RequestContext
     ) -> bytes:
         if not http.is_clients_fault(error):
             self._measures.failed(entered, type(error).__name__)
             logger.error("request %s failed", entered.request_id, exc_info=error)
-        debug = "".join(traceback.format_exception(error)) if self._shows_errors else ""
+        debug = "".join(traceback.format_exception(error)) if self._shows(entered) else ""
         return http.error_reply(error, request, request_id=entered.request_id, debug=debug)
 
     def _websocket(

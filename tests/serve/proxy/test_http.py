@@ -204,6 +204,21 @@ def test_errors_have_their_statuses(error: Exception, status: int, retry_after: 
     run(check())
 
 
+def test_a_failure_of_the_application_behind_the_deadline_is_the_deadlines() -> None:
+    async def check() -> None:
+        async def late(head: HttpHead, body: bytes) -> Any:
+            await asyncio.sleep(0.02)
+            return 500, PLAIN, b"a nested call took too long"
+
+        async with serving(FunctionRouter(late), request_timeout_s=0.02) as served, served.client() as client:
+            client.send(get("/app"))
+            assert (await client.answer())[0] == 504
+            client.send(get("/app", "x-request-timeout-seconds: 30"))
+            assert (await client.answer())[0] == 500
+
+    run(check())
+
+
 def test_own_paths() -> None:
     async def check() -> None:
         async with serving(FunctionRouter(echo)) as served, served.client() as client:
