@@ -99,8 +99,8 @@ class Cluster:
         try:
             self._join()
             from retinue.serve.api import _find_controller
-            from retinue.serve.ports import check_port_is_free
             from retinue.serve.controller.actor import start_controller
+            from retinue.serve.ports import check_port_is_free
 
             self.had_serve = not self.is_own and _find_controller() is not None
             options = self._options()
