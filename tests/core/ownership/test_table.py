@@ -329,3 +329,24 @@ def test_entries_of_calls_come_about_oldest_first(table):
         table.own(object_id, None)
     places = {object_id: place for place, object_id in enumerate(ids)}
     assert max(abs(place - places[i]) for place, i in enumerate(table.entries)) < 256
+
+
+def test_an_error_that_nobody_asked_for_is_told_once_when_it_is_let_go_of(table):
+    call = task(returns=2)
+    for object_id in (A, B):
+        table.own(object_id, call)
+        table.resolve(object_id, ERROR, blob=b"error")
+    table.drop_refs([A])
+    assert table.take_effects().unread == [(call, b"error")]
+    table.drop_refs([B])
+    assert table.take_effects() is None
+
+
+@pytest.mark.parametrize("flag", ["is_error_told", "is_cancelled"])
+def test_an_error_that_somebody_saw_or_wanted_is_not_told(table, flag):
+    call = task()
+    table.own(A, call)
+    table.resolve(A, ERROR, blob=b"error")
+    setattr(call, flag, True)
+    table.drop_refs([A])
+    assert table.take_effects() is None
