@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -31,12 +31,20 @@ class Access(NamedTuple):
     protocol: str = "http"
 
 
+class Out(Protocol):
+    """What lines are written to: `logs.LogFile`, or any text file."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class AccessLog:
     """Keeps lines until `flush`. `limit` lines at most: what comes on top is counted and said."""
 
     def __init__(
         self,
-        out: TextIO,
+        out: Out,
         *,
         is_json: bool = False,
         form: Callable[[Any], str] | None = None,
@@ -44,12 +52,20 @@ class AccessLog:
     ) -> None:
         self._out = out
         self._format: Callable[[Any], str] = form or (_as_json if is_json else _as_text)
+        self._is_on = True
         self._lines: list[Any] = []
         self._limit = limit
         self._dropped = 0
 
+    def use(self, out: Out, *, is_json: bool, is_on: bool = True) -> None:
+        """Write there from now on, in that form; or nothing."""
+        self.flush()
+        self._out, self._format, self._is_on = out, _as_json if is_json else _as_text, is_on
+
     def add(self, access: Any) -> None:
         """An Access; with a `form` of its own, what that takes."""
+        if not self._is_on:
+            return
         if len(self._lines) < self._limit:
             self._lines.append(access)
         else:
@@ -78,13 +94,14 @@ def _second(at: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def _stamp(at: float) -> str:
+def stamp(at: float) -> str:
+    """Wall clock as people read it, in milliseconds."""
     return f"{_second(int(at))},{int(at % 1 * 1000):03d}"
 
 
 def _as_text(access: Access) -> str:
     return (
-        f"INFO {_stamp(access.at)} {access.protocol} {access.client} {access.request_id} -- "
+        f"INFO {stamp(access.at)} {access.protocol} {access.client} {access.request_id} -- "
         f"{access.method} {_printable(access.path)} {access.status} {access.seconds * 1000:.1f}ms\n"
     )
 
@@ -92,7 +109,7 @@ def _as_text(access: Access) -> str:
 def _as_json(access: Access) -> str:
     line = {
         "levelname": "INFO",
-        "asctime": _stamp(access.at),
+        "asctime": stamp(access.at),
         "component_name": "proxy",
         "protocol": access.protocol,
         "client": access.client,

@@ -24,7 +24,7 @@ def logger() -> Iterator[logging.Logger]:
 
 def configured(folder: Path, **options: object) -> Path:
     config = LoggingConfig.model_validate({"logs_dir": str(folder), **options})
-    return logs.configure(config, file_name="x.log", component="replica", component_id="app#D#1")
+    return logs.configure(config, file_name="x.log", component="replica", component_id="app#D#1").path
 
 
 def test_a_text_line_names_who_and_which_request(tmp_path: Path, logger: logging.Logger) -> None:

@@ -21,6 +21,7 @@ import msgspec
 import retinue
 from retinue.core import doors
 from retinue.exceptions import ActorDiedError, RetinueError
+from retinue.serve import logs
 from retinue.serve.config import HTTPOptions, LoggingConfig, gRPCOptions
 from retinue.serve.controller import building, details, measures, releases
 from retinue.serve.controller.admin_door import ADMIN_DOOR, AdminDoor
@@ -99,6 +100,8 @@ class ServeController:
         self._builds: dict[str, asyncio.Task[None]] = {}
         self.started_at = time.time()
         self.rounds = 0
+        self.log_file = ""
+        self._logs_by: bytes | None = None  # the options
         self.instance = InstanceRecord()
         # After its own death nobody calls it for a while, and it has to go on by itself. The loop does not
         # run yet: this call waits until it does.
@@ -420,6 +423,8 @@ class ServeController:
                     for deployment in app.deployments.values():
                         deployment.use_capacity()
             for schema in config.applications:
+                if schema.logging_config is None and config.logging_config is not None:
+                    schema.logging_config = config.logging_config
                 text = schema.model_dump_json(exclude_unset=True).encode()
                 app = self._apps.get(schema.name) or App(schema.name, self)
                 self._apps[app.name] = app
@@ -449,7 +454,13 @@ class ServeController:
             await self._save(app)
             self._round()
 
-    async def start_proxies(self, http_options_json: bytes, grpc_options_json: bytes, location: str) -> None:
+    async def start_proxies(
+        self,
+        http_options_json: bytes,
+        grpc_options_json: bytes,
+        location: str,
+        logging_config_json: bytes = b"",
+    ) -> None:
         """Have proxies where `location` says, with these options (JSON). Those that run keep theirs."""
         await self._check_open()
         if self.instance.proxies_are_wanted:
@@ -458,7 +469,7 @@ class ServeController:
             location=location,
             http_options=bytes(http_options_json),
             grpc_options=bytes(grpc_options_json),
-            logging_config=self.instance.logging_config,
+            logging_config=bytes(logging_config_json) or self.instance.logging_config,
             target_capacity=self.instance.target_capacity,
             config=self.instance.config,
             proxies_are_wanted=True,
@@ -471,11 +482,23 @@ class ServeController:
 
     def _use_instance(self) -> None:
         record = self.instance
+        if self._logs_by != record.logging_config:
+            self._logs_by = record.logging_config
+            self.log_file = str(
+                logs.configure(
+                    logs.read_settings(record.logging_config),
+                    file_name="controller.log",
+                    component="controller",
+                    component_id=str(os.getpid()),
+                    terminal_level=logging.WARNING,
+                ).path
+            )
         if record.proxies_are_wanted:
             self.fleet.use(
                 ProxyLocation(record.location or ProxyLocation.EveryNode),
                 HTTPOptions.model_validate_json(record.http_options or b"{}"),
                 gRPCOptions.model_validate_json(record.grpc_options or b"{}"),
+                record.logging_config.decode(),
             )
 
     async def shutdown(self) -> None:
@@ -601,6 +624,7 @@ def start_controller(
             (http_options or HTTPOptions()).model_dump_json().encode(),
             (grpc_options or gRPCOptions()).model_dump_json().encode(),
             (proxy_location or ProxyLocation.EveryNode).value,
+            logging_config.model_dump_json().encode() if logging_config is not None else b"",
         )
     )
     return handle

@@ -80,6 +80,7 @@ def details_json(controller: ServeController) -> bytes:
                 "actor_id": context.get_actor_id(),
                 "actor_name": CONTROLLER_NAME,
                 "worker_id": context.get_worker_id(),
+                "log_file_path": controller.log_file or None,
             },
             "proxy_location": controller.fleet.location,
             "http_options": _known_http(instance.http_options),

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 import retinue
 from retinue.exceptions import RetinueError
 from retinue.serve.config import HTTPOptions, gRPCOptions
@@ -43,7 +45,12 @@ class Proxy:
     """One slot's proxy. The runtime starts its process again when it dies; it is told to serve again then."""
 
     def __init__(
-        self, slot: Slot, actor_class: Any, arguments: tuple[str, str], pin: str, changed: Callable[[], None]
+        self,
+        slot: Slot,
+        actor_class: Any,
+        arguments: tuple[str, str, str],
+        pin: str,
+        changed: Callable[[], None],
     ):
         self.slot = slot
         self.health = ProxyHealth()
@@ -51,9 +58,11 @@ class Proxy:
         self.actor_id: str | None = None
         self._actor_class = actor_class
         self._arguments = arguments
+        self._log_options = arguments[2]
         self._pin = pin
         self._changed = changed
         self._handle: Any = None
+        self._logging: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -81,6 +90,8 @@ class Proxy:
             self._handle = await asyncio.to_thread(self._create)
             self.actor_id = self._handle._actor_id.hex()
         self.started = await self._handle.ready.remote()
+        if self._log_options != self._arguments[2]:  # what its constructor had
+            self._follow_logging()
         self.health.is_ready()
         self._changed()
         death = asyncio.ensure_future(death_of(self._handle))
@@ -118,6 +129,24 @@ class Proxy:
             resources={self._pin: A_TOUCH} if self._pin else None,
             get_if_exists=True,
         ).remote(self.slot.node_id, self.slot.index, *self._arguments)
+
+    def use_logging(self, options: str) -> None:
+        """Have it log by these options (JSON of LoggingConfig)."""
+        if options != self._log_options:
+            self._log_options = options
+            if self.started is not None:
+                self._follow_logging()
+
+    def _follow_logging(self) -> None:
+        async def follow() -> None:
+            try:
+                log_file = await self._handle.configure_logs.remote(self._log_options)
+            except RetinueError as error:
+                logger.warning("proxy %s: %s", self.actor_name, reason_of(error))
+            else:
+                self.started = msgspec.structs.replace(self.started, log_file=log_file)
+
+        self._logging = asyncio.create_task(follow())
 
     def restart(self) -> None:
         """End its process; the runtime starts another."""
@@ -160,9 +189,20 @@ class ProxyFleet:
         self.location = ProxyLocation.Disabled
         self.http_options = HTTPOptions()
         self.grpc_options = gRPCOptions()
+        self.logging = ""
 
-    def use(self, location: ProxyLocation, http_options: HTTPOptions, grpc_options: gRPCOptions) -> None:
+    def use(
+        self,
+        location: ProxyLocation,
+        http_options: HTTPOptions,
+        grpc_options: gRPCOptions,
+        logging: str = "",
+    ) -> None:
+        """Options for proxies that start; those of logging (JSON) also for those that run."""
         self.location, self.http_options, self.grpc_options = location, http_options, grpc_options
+        self.logging = logging
+        for proxy in self.proxies.values():
+            proxy.use_logging(logging)
 
     def reconcile(self, nodes_with_replicas: set[str]) -> None:
         cluster = self._cluster
@@ -188,7 +228,11 @@ class ProxyFleet:
         return status_by_node(self.statuses())
 
     def _start(self, slot: Slot) -> None:
-        arguments = (self.http_options.model_dump_json(), self.grpc_options.model_dump_json())
+        arguments = (
+            self.http_options.model_dump_json(),
+            self.grpc_options.model_dump_json(),
+            self.logging,
+        )
         node = self._cluster.nodes[slot.node_id]
         same_ip = [n for n in self._cluster.nodes.values() if n.ip == node.ip]
         pin = HEAD_RESOURCE if node.is_head else f"node:{node.ip}" if len(same_ip) == 1 else ""

@@ -7,15 +7,16 @@ Lives here: putting its parts together, starting and ending them. Does not: what
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from retinue.core import doors
 from retinue.core.doors.admin import ServerUnavailable, find_cluster
+from retinue.serve import logs
 from retinue.serve.access_log import AccessLog
 from retinue.serve.config import HTTPOptions, gRPCOptions
 from retinue.serve.proxy.measures import RequestMeasures
@@ -44,7 +45,14 @@ class ProxyStarted(Struct, frozen=True):
 class ProxyActor:
     """Serves HTTP (and gRPC) on its slot of a node. `ready` starts it."""
 
-    def __init__(self, node_id: str, slot: int, http_options_json: str, grpc_options_json: str) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        slot: int,
+        http_options_json: str,
+        grpc_options_json: str,
+        logging_config_json: str = "",
+    ) -> None:
         self._node_id = node_id
         self._slot = slot
         self._http_options = HTTPOptions.model_validate_json(http_options_json)
@@ -54,6 +62,8 @@ class ProxyActor:
         self._listener: socket.socket | None = None
         self._starting = asyncio.Lock()
         self._started: ProxyStarted | None = None
+        self._access_logs: list[AccessLog] = []
+        self._use_logging(logging_config_json)
 
     async def ready(self) -> ProxyStarted:
         """Start serving, once; returns when connections are accepted.
@@ -81,23 +91,43 @@ class ProxyActor:
             host, port = self._listener.getsockname()[:2]
             scheme = "https" if self._http_options.ssl_certfile else "http"
             address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        log_file = str(self._log_file) if address or grpc_address else ""
-        return ProxyStarted(os.getpid(), address, grpc_address, log_file)
+        return ProxyStarted(os.getpid(), address, grpc_address, str(self._log_file.path))
 
-    @property
-    def _log_file(self) -> Path:
-        return Path(doors.session_dir()) / "logs" / "serve" / f"proxy_{self._slot}.log"
+    def _use_logging(self, config_json: str) -> None:
+        for access_log in self._access_logs:
+            access_log.flush()
+        self._log_settings = logs.read_settings(config_json.encode())
+        self._log_file = logs.configure(
+            self._log_settings,
+            file_name=f"proxy_{self._slot}.log",
+            component="proxy",
+            component_id=f"{self._node_id[:12]}-{self._slot}",
+            terminal_level=logging.WARNING,
+        )
+        for access_log in self._access_logs:
+            access_log.use(self._log_file, **self._access_options())
 
-    def _open_log(self) -> TextIO:
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        return self._log_file.open("a", encoding="utf-8")
+    def _access_options(self) -> dict[str, bool]:
+        settings = self._log_settings
+        return {"is_json": settings.encoding == "JSON", "is_on": settings.enable_access_log}
+
+    def _make_access_log(self) -> AccessLog:
+        access_log = AccessLog(self._log_file)
+        access_log.use(self._log_file, **self._access_options())
+        self._access_logs.append(access_log)
+        return access_log
+
+    async def configure_logs(self, logging_config_json: str) -> str:
+        """Log by these options (JSON of LoggingConfig) from now on, to the file that this returns."""
+        self._use_logging(logging_config_json)
+        return str(self._log_file.path)
 
     async def _start_http(self, router_set: RouterSet) -> None:
         options = self._http_options
         server = HttpServer(
             router_set,
             limits=limits_of(options),
-            access_log=AccessLog(self._open_log(), is_json=False),
+            access_log=self._make_access_log(),
             measures=RequestMeasures(),
             metrics_page=lambda: asyncio.to_thread(_metrics_page),
             root_path=options.root_path,
@@ -120,11 +150,10 @@ class ProxyActor:
         # Here, as it imports grpc: 43 ms, and an optional package.
         from retinue.serve.proxy.grpc_server import GrpcServer
 
-        # A log of its own to the same file: each writes whole lines.
         self._grpc = GrpcServer(
             router_set,
             self._grpc_options,
-            access_log=AccessLog(self._open_log(), is_json=False),
+            access_log=self._make_access_log(),
             measures=RequestMeasures("grpc"),
         )
         try:

@@ -18,7 +18,8 @@ import msgspec
 
 import retinue
 from retinue.core import doors
-from retinue.serve import multiplexing
+from retinue.serve import logs, multiplexing
+from retinue.serve.access_log import AccessLog
 from retinue.serve.batching.decorator import set_home_loop
 from retinue.serve.context import ReplicaContext, set_replica_context
 from retinue.serve.exceptions import RetinueServeException
@@ -56,6 +57,7 @@ class Settings(msgspec.Struct):
 
     max_ongoing_requests: int = 5
     user_config: Any = None
+    logging_config: logs.LogSettings | None = None
     request_router_config: RouterSettings = msgspec.field(default_factory=RouterSettings)
     autoscaling_config: AutoscalingSettings | None = None
 
@@ -85,6 +87,20 @@ class ReplicaActor:
         self._last_told_stuck = 0.0
         self._drained: asyncio.Future[None] | None = None
         set_replica_context(self._context)
+        self._log_file = self._configure_logs()
+
+    def _configure_logs(self) -> logs.LogFile:
+        """Have log and access log follow the options. Raises OSError where the file cannot be made."""
+        settings = self._settings.logging_config or logs.LogSettings()
+        name = self._replica_id.replace("#", "_").replace("/", "_")
+        file = logs.configure(
+            settings, file_name=f"replica_{name}.log", component="replica", component_id=self._replica_id
+        )
+        self._measures.access_log = None
+        if settings.enable_access_log:
+            form = logs.replica_access_form(settings, "replica", self._replica_id)
+            self._measures.access_log = AccessLog(file, form=form)
+        return file
 
     async def initialize(self) -> ReplicaStarted:
         """Run the user's constructor, `reconfigure` and lifespan; open the door. Raises what these do."""
@@ -121,6 +137,7 @@ class ReplicaActor:
             node_id=retinue.get_runtime_context().get_node_id(),
             pid=os.getpid(),
             is_asgi=app is not None,
+            log_file=str(self._log_file.path),
             docs_path=self._spec.docs_path or getattr(app, "docs_url", None) or "",
             model_ids=multiplexing.registry.loaded(),
         )
@@ -132,6 +149,9 @@ class ReplicaActor:
         old, self._settings = self._settings, msgspec.json.decode(config, type=Settings)
         is_other_rank = rank != self._context.rank
         self._context.rank, self._context.world_size = rank, world_size
+        if self._settings.logging_config != old.logging_config:
+            self._measures.flush_log()
+            self._log_file = self._configure_logs()
         if self._settings.max_ongoing_requests != old.max_ongoing_requests:
             self._pool.limit = self._settings.max_ongoing_requests
             self._slots.resize(self._settings.max_ongoing_requests)

@@ -123,7 +123,7 @@ class RequestMeasures:
             log.add((now, entered.request_id, route, method, path, status, seconds))
             if not self._is_flushing:
                 self._is_flushing = True
-                asyncio.get_running_loop().call_later(LOG_FLUSH_S, self._flush)
+                asyncio.get_running_loop().call_later(LOG_FLUSH_S, self.flush_log)
 
     def _grpc_status(self, entered: RequestContext, answer: bytes) -> str:
         if answer[:1] == GRPC_MESSAGE:
@@ -133,14 +133,14 @@ class RequestMeasures:
             self.failed(entered, name)
         return name
 
-    def _flush(self) -> None:
+    def flush_log(self) -> None:
         self._is_flushing = False
         if self.access_log is not None:
             self.access_log.flush()
 
     def close(self) -> None:
         remove_source(self._samples)
-        self._flush()
+        self.flush_log()
 
     # --- scrapes
 

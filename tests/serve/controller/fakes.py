@@ -109,7 +109,14 @@ class FakeProxyStarted(Struct, frozen=True):
 
 
 class FakeProxy:
-    def __init__(self, node_id: str, slot: int, http_options_json: str, grpc_options_json: str) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        slot: int,
+        http_options_json: str,
+        grpc_options_json: str,
+        logging_config_json: str = "",
+    ) -> None:
         pass
 
     async def ready(self) -> FakeProxyStarted:
