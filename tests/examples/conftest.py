@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import retinue
 from retinue import serve
 from retinue.serve.messages import CONTROLLER_NAME, NAMESPACE
-from retinue.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from retinue.serve.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails
 from retinue.serve.schema_file import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,10 +30,20 @@ def config(example: str) -> ServeDeploySchema:
 
 def where(protocol: str) -> str:
     """Where the proxy listens."""
+    groups = details().target_groups
+    (target,) = next(group.targets for group in groups if group.protocol == protocol)
+    return f"{target.ip}:{target.port}"
+
+
+def replica_ids(app: str, deployment: str) -> set[str]:
+    """Of those that run."""
+    found = details().applications[app].deployments[deployment].replicas
+    return {replica.replica_id for replica in found if replica.state == "RUNNING"}
+
+
+def details() -> ServeInstanceDetails:
     controller = retinue.get_actor(CONTROLLER_NAME, namespace=NAMESPACE)
-    groups = json.loads(retinue.get(controller.details.remote()))["target_groups"]
-    (target,) = next(group["targets"] for group in groups if group["protocol"] == protocol)
-    return f"{target['ip']}:{target['port']}"
+    return ServeInstanceDetails.model_validate_json(retinue.get(controller.details.remote()))
 
 
 @pytest.fixture(scope="module")

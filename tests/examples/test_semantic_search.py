@@ -40,7 +40,7 @@ def http(url: str) -> Iterator[httpx.Client]:
     ("question", "topic"),
     [
         ("how do I catch an exception", "try"),
-        ("how can I throw an error of my own", "raise"),
+        ("how do I raise an error", "raise"),
         ("what is a context manager good for", "with"),
         ("repeat something as long as a condition holds", "while"),
         ("use code of another file", "import"),
