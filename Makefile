@@ -2,14 +2,18 @@
 #   make demo   a parallel hyper-parameter sweep on tasks and one actor
 #   make test   lint, then all tests          make lint   format, types, imports
 #   make bench  Retinue and Ray in turn, row by row (BENCH="--rows put_small --rounds 1")
+#   make bench-serve  serving: Retinue and its peers in turn (BENCH="--rows echo --only retinue,uvicorn")
+#   make soak   serving for 20 minutes at half load: does memory grow? (SOAK="--minutes 5")
 
 VENV := .venv
 BIN := $(VENV)/bin
 RAY_VENV := .venv-ray
+PEERS_VENVS := .venv-peers
 # A package to add to the test environment, such as TORCH=2.13.0: tests that want torch skip without it.
 TORCH ?=
 TESTS ?=
 BENCH ?=
+SOAK ?=
 
 FIND_PYTHON = for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python; do \
     "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
@@ -17,7 +21,7 @@ FIND_PYTHON = for candidate in $(PYTHON) python3.11 python3.12 python3.13 python
   if [ -z "$$python" ]; then echo "make: needs Python 3.11 or newer with venv and ensurepip" >&2; exit 1; fi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-serve soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -39,8 +43,14 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench $(RAY_VENV)/.installed
 	$(BIN)/python loadtests/core.py --ray-python $(RAY_VENV)/bin/python $(BENCH)
 
+bench-serve: $(VENV)/.installed-bench $(PEERS_VENVS)/.installed
+	$(BIN)/python loadtests/compare.py $(BENCH)
+
+soak: $(VENV)/.installed-bench
+	$(BIN)/python loadtests/soak.py $(SOAK)
+
 clean:
-	rm -rf $(VENV) $(RAY_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(RAY_VENV) $(PEERS_VENVS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp for each extra of pyproject.toml, so that `make demo` waits for no linter.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
@@ -53,6 +63,10 @@ $(VENV)/.torch-%: | $(BIN)/python
 
 $(BIN)/python:
 	@$(FIND_PYTHON); echo "$$python -m venv $(VENV)"; "$$python" -m venv $(VENV)
+
+$(PEERS_VENVS)/.installed: $(wildcard loadtests/servebench/requirements/*.txt) | $(VENV)/.installed-bench
+	$(BIN)/python loadtests/compare.py --install --with-embedding
+	@touch $@
 
 $(RAY_VENV)/.installed: loadtests/requirements-ray.txt | $(RAY_VENV)/bin/python
 	$(RAY_VENV)/bin/python $(PIP_INSTALL) --requirement $<
