@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from retinue.core.doors import DoorContext, DoorRefusedError
 from retinue.serve.context import RequestContext, request_context
-from retinue.serve.messages import CallHead, GrpcHead, HttpHead, status_of, unpack
+from retinue.serve.messages import AGE, CallHead, GrpcHead, HttpHead, status_of, unpack
 from retinue.serve.payload import dumps, load_call
 from retinue.serve.replica import asgi, http
 from retinue.serve.replica.answering import Shielded, Turn, begin
@@ -67,9 +67,6 @@ class ReplicaDoor:
 
     async def call(self, method: str, body: bytes, context: DoorContext) -> bytes | AsyncIterator[bytes]:
         slots = self._slots
-        if method == "leave":
-            slots.leave(context.caller)
-            return b""
         answering: Any
         if method == "http":
             answering = self._http
@@ -77,6 +74,12 @@ class ReplicaDoor:
             answering = self._handle
         elif method == "grpc":
             answering = self._grpc
+        elif method == "waits":
+            slots.waits(context.caller, AGE.unpack(body)[0])
+            return b""
+        elif method == "leave":
+            slots.leave(context.caller)
+            return b""
         elif method == "handle:all":
             return await self._handle_all(body, context)
         else:
@@ -162,9 +165,7 @@ class ReplicaDoor:
 
     # --- http
 
-    def _http_request(
-        self, body: bytes, context: DoorContext
-    ) -> tuple[HttpHead, memoryview, RequestContext]:
+    def _http_request(self, body: bytes, context: DoorContext) -> tuple[HttpHead, memoryview, RequestContext]:
         head, payload = unpack(HttpHead, body)
         return head, payload, self._enter(head, head.prefix, context)
 

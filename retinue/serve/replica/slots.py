@@ -105,6 +105,13 @@ class Slots:
         """The router has nothing waiting any more."""
         self._notice(self._admission.left(caller.worker_id, time.monotonic()))
 
+    def waits(self, caller: Address, age_s: float) -> None:
+        """So long the router's oldest request waits; minus infinity: none does."""
+        router = caller.worker_id
+        if router in self._streams:
+            now = time.monotonic()
+            self._notice(self._admission.waits(router, now - age_s, now))
+
     def resize(self, max_ongoing: int) -> None:
         self._notice(self._admission.resize(max_ongoing, time.monotonic()))
 

@@ -1,12 +1,13 @@
 """Which offered requests a replica takes: the replica's side of routing. Pure: events and a clock in.
 
 Routers send requests to a replica without asking first (an *offer*). A replica that is full refuses, and
-remembers the router. Remembered routers stand in a ring: each slot that becomes free is held for the first
-of them, for 100 ms, who is told (a *notice*) and goes to the ring's end. So routers take turns, however many
-requests wait in each, and as long as any router waits a full replica goes from one request to the next
-without refusing any. A router leaves the ring when it says so (it has no waiting requests any more: method
-"leave" of the replica's door), when its connection is lost, or when it lets held slots go by again and again
-(the next one in the ring gets them): it joins again by its next offer.
+remembers the router. Each slot that becomes free is held for one of the remembered routers, for 100 ms, who
+is told (a *notice*): the one whose oldest request has waited longest. Routers tell since when that is, as it
+changes (method "waits" of the replica's door), so requests are taken first come, first served over all
+routers and replicas; a router whose queue is empty for now gets a slot that nobody else wants. As long as any
+router waits, a full replica goes from one request to the next without refusing any. A router is forgotten
+when it says so (method "leave": it was given a slot and has no use for any), when its connection is lost, or
+when it lets held slots go by again and again: it is remembered again by its next offer.
 
 Lives here: that. Does not: carrying notices (the replica's door handler), which replica a router prefers
 (`scheduler`).
@@ -23,6 +24,19 @@ MISSED_HOLDS = 2
 
 Router = Hashable
 
+NOTHING_WAITS = float("inf")  # instead of a time
+
+
+class _Place:
+    """A router that is remembered."""
+
+    __slots__ = ("held", "missed", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since  # its oldest request waits, as far as is known
+        self.held = 0  # slots
+        self.missed = 0  # holds that went by, one after the other
+
 
 class Admission:
     """The slots of one replica. Methods that free slots return the routers to be noticed, one per slot."""
@@ -31,7 +45,7 @@ class Admission:
         self.max_ongoing = max_ongoing
         self.ongoing = 0
         self._holds: deque[tuple[float, Router]] = deque()  # (end, for whom), oldest first
-        self._ring: dict[Router, int] = {}  # who waits, whose turn it is first; holds that went by
+        self._ring: dict[Router, _Place] = {}
 
     @property
     def held(self) -> int:
@@ -62,8 +76,21 @@ class Admission:
             self.ongoing += 1
             return True
         if is_listening and router not in self._ring:
-            self._ring[router] = 0
+            self._remember(router, now)
         return False
+
+    def waits(self, router: Router, since: float, now: float) -> Sequence[Router]:
+        """The router's oldest request waits since then; NOTHING_WAITS: it wants to be remembered, no more."""
+        place = self._ring.get(router)
+        if place is not None:
+            place.since = since
+            return ()
+        self._remember(router, since)
+        return self._give_free(now)
+
+    def _remember(self, router: Router, since: float) -> None:
+        place = self._ring[router] = _Place(since)
+        place.held = sum(hold[1] == router for hold in self._holds)
 
     def _use_hold(self, router: Router, now: float) -> bool:
         """Take one of the router's held slots, even one whose time is just over: it is free still.
@@ -74,8 +101,10 @@ class Admission:
         for position in range(len(holds) - 1, -1, -1):
             if holds[position][1] == router:
                 del holds[position]
-                if router in self._ring:
-                    self._ring[router] = 0
+                place = self._ring.get(router)
+                if place is not None:
+                    place.held -= 1
+                    place.missed = 0
                 return True
         return False
 
@@ -98,7 +127,9 @@ class Admission:
         """Another limit. What is ongoing above it goes on."""
         self.max_ongoing = max_ongoing
         while self._holds and self.ongoing + len(self._holds) > max_ongoing:
-            self._holds.pop()
+            place = self._ring.get(self._holds.pop()[1])
+            if place is not None:
+                place.held -= 1
         return self._give_free(now)
 
     def tick(self, now: float) -> Sequence[Router]:
@@ -107,11 +138,12 @@ class Admission:
         while self._holds and self._holds[0][0] <= now:
             _, router = self._holds.popleft()
             # It is stuck, or the notice was lost. In the ring, it may cost a slot 100 ms every turn.
-            missed = self._ring.get(router, 0) + 1
-            if missed >= MISSED_HOLDS:
-                self._ring.pop(router, None)
-            elif router in self._ring:
-                self._ring[router] = missed
+            place = self._ring.get(router)
+            if place is not None:
+                place.held -= 1
+                place.missed += 1
+                if place.missed >= MISSED_HOLDS:
+                    del self._ring[router]
             expired = True
         return self._give_free(now) if expired else ()
 
@@ -119,15 +151,24 @@ class Admission:
         notices: list[Router] = []
         free = self.max_ongoing - self.ongoing - len(self._holds)
         while free > 0 and self._ring:
-            router = next(iter(self._ring))
-            self._ring[router] = self._ring.pop(router)
+            router = min(self._ring, key=self._rank)
+            place = self._ring.pop(router)
+            place.held += 1
+            self._ring[router] = place  # behind those that wait as long
             self._holds.append((now + HOLD_S, router))
             notices.append(router)
             free -= 1
         return notices
 
+    def _rank(self, router: Router) -> tuple[int, float]:
+        # A slot that is held already is for its oldest request; others may have come before the next one.
+        place = self._ring[router]
+        return place.held, place.since
+
     def check_invariants(self) -> None:
         assert self.ongoing >= 0
         assert self.ongoing + len(self._holds) <= max(self.max_ongoing, self.ongoing)
         free = self.max_ongoing - self.ongoing - len(self._holds)
+        for router, place in self._ring.items():
+            assert place.held == sum(hold[1] == router for hold in self._holds)
         assert not (self._ring and free > 0), "a router waits beside a free slot"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from retinue.core import doors
 from retinue.core.doors import DoorClosedError, DoorConnection, DoorError
 from retinue.serve.messages import (
+    AGE,
     EVENT_DRAINING,
     EVENT_MODELS,
     EVENT_ROUTING_STATS,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 1.0
+
+
+def _ignore(answer: object, error: BaseException | None) -> None:
+    """Nothing follows: what was told is told again when it changes."""
 
 
 class Link:
@@ -123,6 +128,15 @@ class Link:
             self._router.lost(self)
 
     # --- telling
+
+    def tell_wait(self, age_s: float) -> None:
+        """So long our oldest request waits; minus infinity: none does."""
+        if self.connection is not None:
+            try:
+                self.connection.ask_soon(REPLICA_DOOR, "waits", AGE.pack(age_s), _ignore)
+            except DoorError as error:
+                # Then others may be served before it; if the connection is lost, `_closed` follows.
+                logger.debug("replica %s was not told how long we wait: %s", self.info.replica_id, error)
 
     def leave(self) -> None:
         """Nothing waits here any more: the replica shall hold no slot for us."""

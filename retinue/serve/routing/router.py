@@ -97,6 +97,7 @@ class RequestMeta:
         "request_id",
         "session_id",
         "trace",
+        "waits_since",
     )
 
     def __init__(
@@ -114,6 +115,7 @@ class RequestMeta:
         self.model_id = model_id
         self.session_id = session_id
         self.may_repeat = may_repeat
+        self.waits_since = 0.0  # the router's: when it was first queued, or refused; 0: never yet
         # Of a handle's call, for users' routers.
         self.method = "__call__"
         self.args: tuple[Any, ...] = ()
@@ -370,8 +372,15 @@ class Router:
             return await self._wait_for_policy(self._policy, meta, now)
         token: asyncio.Future[Replica | None] = self._loop.create_future()  # None: ask the policy instead
         scheduler = self.scheduler
+        since = meta.waits_since = meta.waits_since or now
         waiting = scheduler.wait(
-            turn, now, token, deadline=meta.deadline, model_id=meta.model_id, session_id=meta.session_id
+            turn,
+            now,
+            token,
+            since,
+            deadline=meta.deadline,
+            model_id=meta.model_id,
+            session_id=meta.session_id,
         )
         if waiting is None:
             raise self._overload(now)
@@ -511,6 +520,10 @@ class Router:
                 waiting.token.set_result(replica)
         if scheduler.leaving:
             self._tell_leaving()
+        if scheduler.telling:
+            telling, scheduler.telling = scheduler.telling, []
+            for replica in telling:
+                replica.link.tell_wait(now - replica.told)
 
     def _tell_leaving(self) -> None:
         leaving, self.scheduler.leaving = self.scheduler.leaving, []

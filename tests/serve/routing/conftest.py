@@ -14,6 +14,7 @@ import retinue
 from retinue.core import doors
 from retinue.core.doors import DoorContext, DoorRefusedError, KeyValue
 from retinue.serve.messages import (
+    AGE,
     EVENT_DRAINING,
     EVENT_MODELS,
     EVENT_SLOT,
@@ -57,6 +58,9 @@ class FakeDoor:
         now = time.monotonic()
         if method == "leave":
             self.notice(self.admission.left(router, now))
+            return b""
+        if method == "waits":
+            self.notice(self.admission.waits(router, now - AGE.unpack(body)[0], now))
             return b""
         is_admitted = not method.endswith(":all")
         if is_admitted:

@@ -25,7 +25,7 @@ class Request:
 
     number: int
     arrived: float
-    ahead: int  # at its router, when it came
+    before: int  # requests that waited anywhere when it came
     accepted_before: int  # by all replicas, when it came
     deadline: float = 0.0
     model_id: str = ""
@@ -69,7 +69,7 @@ class SimRouter:
     def request(self, deadline_s: float = 0.0, model_id: str = "") -> Request:
         sim = self.sim
         deadline = sim.now + deadline_s if deadline_s else 0.0
-        request = Request(len(sim.requests), sim.now, self.scheduler.queued, sim.accepted, deadline, model_id)
+        request = Request(len(sim.requests), sim.now, sim.waiting, sim.accepted, deadline, model_id)
         sim.requests.append(request)
         replica = self.scheduler.take_for(model_id, "") if model_id else self.scheduler.take()
         request.turn = self.scheduler.turn
@@ -81,7 +81,12 @@ class SimRouter:
 
     def _wait(self, request: Request) -> None:
         waiting = self.scheduler.wait(
-            request.turn, self.sim.now, request, deadline=request.deadline, model_id=request.model_id
+            request.turn,
+            self.sim.now,
+            request,
+            request.arrived,
+            deadline=request.deadline,
+            model_id=request.model_id,
         )
         if waiting is None:
             self.sim.end(self, request, "refused")
@@ -114,6 +119,12 @@ class SimRouter:
             del self.waiting[waiting.token]
             self._offer(waiting.token, replica)
         self._leave()
+        for replica in self.scheduler.telling:
+            self.sim.messages += 1
+            self.sim.after(
+                self.latency_s[replica.replica_id], self.sim.waits, self, replica.replica_id, replica.told
+            )
+        self.scheduler.telling = []
         self.scheduler.check_invariants()
 
     def _leave(self) -> None:
@@ -171,6 +182,7 @@ class Simulation:
         self.accepted = 0
         self.refusals = 0
         self.notices = 0
+        self.messages = 0  # of how long routers wait
         self.on_end: Callable[[SimRouter, Request], None] = lambda router, request: None
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
@@ -233,6 +245,11 @@ class Simulation:
         at = self._by_name[replica_name]
         if at.is_alive:
             self._notice(at, at.admission.left(router.name, self.now))
+
+    def waits(self, router: SimRouter, replica_name: str, since: float) -> None:
+        at = self._by_name[replica_name]
+        if at.is_alive:
+            self._notice(at, at.admission.waits(router.name, since, self.now))
 
     def _notice(self, at: SimReplica, names: Any) -> None:
         for name in names:
@@ -318,13 +335,20 @@ class Simulation:
         slots = sum(replica.admission.max_ongoing for replica in self.replicas)
         return sum(replica.busy_s for replica in self.replicas) / (slots * seconds)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no replica has accepted, those that are on their way to one among them."""
+        return sum(not r.outcome and r.accepted < 0.0 for r in self.requests)
+
     def unfairness(self, *, after: float = 0.0) -> float:
-        """The most that any request waited, in shares of what is fair: as many requests as stood before it at
-        its own router, and itself, for each router; and those that were under way."""
+        """The most that any request waited, in shares of what is fair.
+
+        Fair is one queue for all routers: as many requests are accepted before one as waited anywhere when it
+        came, and as there are slots, which it may just have missed.
+        """
         slots = sum(replica.admission.max_ongoing for replica in self.replicas)
         worst = 0.0
         for request in self.requests:
             if request.accepted >= 0.0 and request.arrived >= after:
-                fair = (request.ahead + 1) * len(self.routers) + slots
-                worst = max(worst, request.overtaken / fair)
+                worst = max(worst, request.overtaken / (request.before + slots))
         return worst

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from retinue.serve.routing.admission import HOLD_S, Admission
+from retinue.serve.routing.admission import HOLD_S, NOTHING_WAITS, Admission
 
 
 @pytest.fixture
@@ -29,6 +29,29 @@ def test_routers_that_were_refused_are_told_in_turn(admission: Admission) -> Non
     for router in "bcbc":
         assert list(admission.finished(0.0)) == [router]
         assert admission.offer(router, 0.0)
+
+
+def test_the_router_whose_oldest_request_waits_longest_is_told(admission: Admission) -> None:
+    assert admission.offer("a", 0.0)
+    for router, since in (("b", 3.0), ("c", 1.0), ("d", 2.0)):
+        assert not admission.offer(router, 4.0)
+        assert list(admission.waits(router, since, 4.0)) == []
+    for router in "cdb":
+        assert list(admission.finished(5.0)) == [router]
+        assert admission.offer(router, 5.0)
+        admission.waits(router, NOTHING_WAITS, 5.0)
+    # A slot that nobody wants is offered to those who are remembered all the same.
+    assert list(admission.finished(6.0)) == ["c"]
+    assert list(admission.left("c", 6.0)) == ["d"]
+
+
+def test_a_router_that_was_forgotten_is_remembered_when_it_tells_that_it_waits(admission: Admission) -> None:
+    assert list(admission.waits("a", 1.0, 2.0)) == ["a"]
+    assert list(admission.tick(3.0)) == ["a"]
+    assert list(admission.tick(4.0)) == []
+    assert admission.waiting == 0
+    assert list(admission.waits("a", 1.0, 5.0)) == ["a"]
+    assert admission.offer("a", 5.0)
 
 
 def test_a_freed_slot_is_held_for_the_one_who_was_told(admission: Admission) -> None:
