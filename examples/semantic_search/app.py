@@ -149,6 +149,12 @@ class Settings(BaseModel):
 
     topics: list[str] | None = Field(default=None, description="What to search; all topics unless set.")
 
+    @field_validator("topics", mode="before")
+    @classmethod
+    def _may_be_one_text(cls, topics: object) -> object:
+        """From a command line: topics=try,raise."""
+        return topics.split(",") if isinstance(topics, str) else topics
+
     @field_validator("topics")
     @classmethod
     def _are_known(cls, topics: list[str] | None) -> list[str] | None:

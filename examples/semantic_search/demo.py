@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from examples.semantic_search import client
 
 TARGET = "examples.semantic_search.app:build"
 PORT = 8000
+BIN = os.path.relpath(os.path.dirname(sys.executable))
 END_TIMEOUT_S = 30.0
 
 
@@ -53,25 +54,26 @@ def port() -> int:
     return PORT
 
 
-def main() -> None:
-    print(f"$ serve run {TARGET}", flush=True)
+def main(arguments: Sequence[str] = ()) -> None:
+    """The arguments are for the application, such as topics=try,raise."""
+    print(f"$ serve run {' '.join([TARGET, *arguments])}", flush=True)
     started = time.perf_counter()
-    with serve_run(TARGET, "--address", "local", "--http-port", str(port())) as url:
+    with serve_run(TARGET, *arguments, "--address", "local", "--http-port", str(port())) as url:
         print(f"  (ready after {time.perf_counter() - started:.1f} s)")
         client.main(["--url", url])
         print(f"""
 Where to look next, while it runs:
-  {url}/docs         the API, to try by hand
-  {url}/metrics      counts and latencies for Prometheus
-  serve status                     applications, replicas and what they do
-  examples/semantic_search/app.py  the whole application
-  examples/README.md               more examples: streaming, many models, gRPC
-To keep it running:   serve run examples/semantic_search/config.yaml
-To put load on it:    locust -f loadtests/semantic_search.py --host {url}""")
+  {url + "/docs":<33} the API, to try by hand
+  {url + "/metrics":<33} counts and latencies, for Prometheus
+  {BIN}/serve status{"":<{33 - len(BIN) - 13}} applications, replicas and what they do
+  examples/semantic_search/app.py   the whole application
+  examples/README.md                more: streaming, images, many models, gRPC
+To keep it running:  {BIN}/serve run examples/semantic_search/config.yaml
+To put load on it:   {BIN}/locust -f loadtests/locust/semantic_search.py --host {url}""")
         if sys.stdin.isatty() and os.environ.get("CI") is None:
             input("\nPress Enter to end. ")
     print("\nEnded; nothing is left running.")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -37,7 +37,7 @@ class Embedder:
         return list(self._encoder.encode_tokens(tokenized))
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.4})
+@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.3})
 class TextEmbeddings(Embedder):
     async def __call__(self, request: Request) -> dict[str, object]:
         """`{"texts": ["...", ...]}` to `{"embeddings": [[...], ...], "dimension": 384}`."""

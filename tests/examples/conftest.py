@@ -53,10 +53,15 @@ def run_example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         retinue.init("local", num_cpus=2, namespace=NAMESPACE)
         try:
-            serve.start(http_options={"port": 0}, proxy_location="HeadOnly")
 
             def run(app: serve.Application, example: str) -> str:
                 said = application(example)
+                servicers = config(example).grpc_options.grpc_servicer_functions
+                serve.start(
+                    http_options={"port": 0},
+                    grpc_options={"port": 0, "grpc_servicer_functions": servicers},
+                    proxy_location="HeadOnly",
+                )
                 serve.run(app, name=said.name, route_prefix=said.route_prefix)
                 return f"http://{where('HTTP')}"
 
