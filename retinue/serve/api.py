@@ -38,6 +38,7 @@ from retinue.serve.models import hint
 from retinue.serve.names import DEFAULT_APP_NAME
 from retinue.serve.ports import check_port_is_free
 from retinue.serve.status_schema import ApplicationStatus, ServeStatus
+from retinue.serve.unsupported import REFUSED
 
 if TYPE_CHECKING:
     from retinue.actor import ActorHandle
@@ -88,9 +89,7 @@ def _start_controller(
     logs = _model(LoggingConfig, logging_config)
     tracing = _model(TracingConfig, tracing_config)
     if tracing is not None and tracing.enabled:
-        raise UnsupportedError(
-            "tracing_config: spans are not exported yet; traceparent headers are carried on"
-        )
+        raise UnsupportedError(REFUSED["tracing_config"])
     controller = _model(ControllerOptions, controller_options)
     if controller is not None and (controller.runtime_env or {}).get("env_vars"):
         raise UnsupportedError(

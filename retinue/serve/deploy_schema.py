@@ -227,6 +227,13 @@ class ServeDeploySchema(StrictModel):
         default=None, ge=0, le=100, description="Percent of all numbers of replicas that is really run."
     )
 
+    @field_validator("tracing_config")
+    @classmethod
+    def _tracing_is_off(cls, value: TracingConfig | None) -> TracingConfig | None:
+        if value is not None and value.enabled:
+            raise ValueError(REFUSED["tracing_config"])
+        return value
+
     @field_validator("applications")
     @classmethod
     def _applications_are_unique(cls, value: list[ServeApplicationSchema]) -> list[ServeApplicationSchema]:

@@ -15,6 +15,10 @@ REFUSED = {
         "deployment_actors is not supported: start a named actor, "
         "retinue.remote(...).options(name=..., get_if_exists=True), in the deployment's constructor"
     ),
+    "tracing_config": (
+        "tracing_config is not supported: spans are not exported; traceparent headers are carried on, and "
+        "serve.get_trace_context() is the parent for spans that your code makes"
+    ),
 }
 
 

@@ -69,3 +69,32 @@ def test_the_level_holds_and_a_second_configuration_replaces_the_first(
     logger.warning("no")
     logger.error("yes")
     assert [line.rpartition("-- ")[2] for line in path.read_text().splitlines()] == ["yes"]
+
+
+def test_a_file_stays_within_bounds_and_loses_nothing_at_the_change(tmp_path: Path) -> None:
+    file = logs.LogFile(tmp_path / "x.log", max_bytes=100)
+    for number in range(12):
+        file.write(f"line number {number:02d}....\n")  # 19 bytes: six fill it
+    file.close()  # one of its writers
+    file.write("the last\n")
+    file.end()
+    file.write("too late\n")
+    old, new = (tmp_path / "x.log.1").read_text(), (tmp_path / "x.log").read_text()
+    assert old.splitlines()[-1] == "line number 11...."
+    assert new == "the last\n"
+
+
+def test_settings_are_those_of_the_public_model() -> None:
+    config = LoggingConfig(encoding="JSON", log_level="ERROR", enable_access_log=False)
+    read = logs.read_settings(config.model_dump_json().encode())
+    assert (read.encoding, read.log_level, read.enable_access_log) == ("JSON", "ERROR", False)
+    assert logs.read_settings(b"") == logs.LogSettings()
+
+
+def test_an_access_line_of_a_replica() -> None:
+    line = (0.0, "id-1", "/r", "GET", "/r/a\nb", 200, 0.0012)
+    text = logs.replica_access_form(LoggingConfig(), "replica", "app#D#1")(line)
+    assert text.endswith(" replica app#D#1 id-1 -- GET /r/a\\nb 200 1.2ms\n")
+    assert text.count("\n") == 1
+    told = json.loads(logs.replica_access_form(LoggingConfig(encoding="JSON"), "replica", "app#D#1")(line))
+    assert (told["application"], told["status"], told["latency_ms"]) == ("app", 200, 1.2)

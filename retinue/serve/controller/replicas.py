@@ -19,6 +19,7 @@ from typing import Any
 import retinue
 from retinue.exceptions import RetinueError
 from retinue.serve.controller.checkpoint import ReplicaRecord
+from retinue.serve.controller.cluster_view import pinned_to
 from retinue.serve.controller.measures import EVENTS
 from retinue.serve.controller.reconciler import ReplicaStatus
 from retinue.serve.controller.releases import Release
@@ -62,12 +63,14 @@ class Replica:
         actor_class: Any,
         on_change: Callable[[Replica], None],
         state: ReplicaLife | None = None,
+        wanted_node: str = "",
     ) -> None:
         self.replica_id = replica_id
         self.app_name = app_name
         self.release = release
         self.rank = rank
         self.world_size = 0
+        self.wanted_node = wanted_node  # "": the scheduler's choice
         self.age = age
         self.life = state or ReplicaLife(STARTING)
         self.started: ReplicaStarted | None = None
@@ -106,6 +109,11 @@ class Replica:
             ongoing=self.ongoing,
             age=self.age,
         )
+
+    @property
+    def node_id(self) -> str:
+        """Where it runs, or is to run; "": not known yet."""
+        return self.started.node_id if self.started is not None else self.wanted_node
 
     def info(self) -> ReplicaInfo:
         assert self.started is not None
@@ -213,6 +221,10 @@ class Replica:
         spec = self.release.spec
         options = json.loads(spec.actor_options or b"{}")
         options.setdefault("num_cpus", 1)
+        if self.wanted_node:
+            options["resources"] = {**(options.get("resources") or {}), **pinned_to(self.wanted_node)}
+        else:
+            options.setdefault("scheduling_strategy", "SPREAD")
         if spec.preload:
             environment = dict(options.get("runtime_env") or {})
             environment["preload"] = list(dict.fromkeys([*environment.get("preload", ()), *spec.preload]))
@@ -357,8 +369,13 @@ class Replica:
 
 
 def _tail(actor_id: str) -> str:
+    """The last that it printed, and the last that it logged: that is on stderr."""
+    parts: list[str] = []
     try:
-        parts = list(state_api.get_log(actor_id=actor_id, tail=LOG_TAIL_LINES))
+        for suffix in ("out", "err"):
+            parts += state_api.get_log(
+                actor_id=actor_id, tail=LOG_TAIL_LINES, suffix=suffix, errors="replace"
+            )
     except (RetinueError, OSError, ValueError) as error:
-        return f"(its log cannot be read: {error})"
+        parts.append(f"(its log cannot be read: {error})")
     return "".join(parts)
