@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retinue.serve import context, logs
-from retinue.serve.schema import LoggingConfig
+from retinue.serve.schema import EncodingType, LoggingConfig
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_file_stays_within_bounds_and_loses_nothing_at_the_change(tmp_path: Pa
 
 
 def test_settings_are_those_of_the_public_model() -> None:
-    config = LoggingConfig(encoding="JSON", log_level="ERROR", enable_access_log=False)
+    config = LoggingConfig(encoding=EncodingType.JSON, log_level="ERROR", enable_access_log=False)
     read = logs.read_settings(config.model_dump_json().encode())
     assert (read.encoding, read.log_level, read.enable_access_log) == ("JSON", "ERROR", False)
     assert logs.read_settings(b"") == logs.LogSettings()
@@ -96,5 +96,7 @@ def test_an_access_line_of_a_replica() -> None:
     text = logs.replica_access_form(LoggingConfig(), "replica", "app#D#1")(line)
     assert text.endswith(" replica app#D#1 id-1 -- GET /r/a\\nb 200 1.2ms\n")
     assert text.count("\n") == 1
-    told = json.loads(logs.replica_access_form(LoggingConfig(encoding="JSON"), "replica", "app#D#1")(line))
+    told = json.loads(
+        logs.replica_access_form(LoggingConfig(encoding=EncodingType.JSON), "replica", "app#D#1")(line)
+    )
     assert (told["application"], told["status"], told["latency_ms"]) == ("app", 200, 1.2)

@@ -60,6 +60,8 @@ def test_what_a_replica_counts() -> None:
         def flush() -> None: ...
 
     measures.access_log = Log()  # type: ignore[assignment]
+    measures.answered(entered(HttpHead("GET", "/r", b"", b"", [])), pack(HttpResponseHead(200, []), b""))
+    measures.logs_proxied = True  # the proxy has logged the first one, and this replica has not
     measures._is_flushing = True  # the timer would need a loop
     measures.answered(entered(HttpHead("GET", "/r/x", b"", b"", [])), pack(HttpResponseHead(404, []), b""))
     measures.answered(entered(CallHead("predict")), b"")

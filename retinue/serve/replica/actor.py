@@ -97,6 +97,7 @@ class ReplicaActor:
             settings, file_name=f"replica_{name}.log", component="replica", component_id=self._replica_id
         )
         self._measures.access_log = None
+        self._measures.logs_proxied = self._settings.logging_config is not None
         if settings.enable_access_log:
             form = logs.replica_access_form(settings, "replica", self._replica_id)
             self._measures.access_log = AccessLog(file, form=form)
