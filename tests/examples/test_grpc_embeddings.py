@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -36,20 +36,14 @@ def test_the_client_pairs_sentences_that_mean_the_same(
 
 
 def test_a_stream_answers_before_it_ends(target: str) -> None:
+    asked: SimpleQueue[Text | None] = SimpleQueue()
     with grpc.insecure_channel(target) as channel:
-        seen: list[str] = []
-
-        def ask_on() -> Iterator[Text]:
-            """Each text after the vector of the one before has come."""
-            for number in range(3):
-                assert len(seen) == number
-                yield Text(id=str(number), text="text " * number)
-                while len(seen) == number:
-                    seen.append(next(vectors).id)
-
-        vectors = EmbeddingsStub(channel).EmbedEach(ask_on(), timeout=60)
+        vectors = EmbeddingsStub(channel).EmbedEach(iter(asked.get, None), timeout=60)
+        for number in range(3):
+            asked.put(Text(id=str(number), text="text " * number))
+            assert next(vectors).id == str(number)
+        asked.put(None)
         assert list(vectors) == []
-        assert seen == ["0", "1", "2"]
 
 
 def test_no_texts_are_the_clients_mistake(target: str) -> None:
