@@ -105,8 +105,9 @@ class AsgiSide:
             answer, first = unpack(HttpResponseHead, items[0])
             if answer.status == 500 and passage.is_late():
                 raise TimeoutError
+            start = start_message(answer, passage)
             progress.head = answer
-            await progress.send(start_message(answer, passage))
+            await progress.send(start)
             items[0] = bytes(first)
             while items:
                 body = items[0] if len(items) == 1 else b"".join(items)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 SMALL_BODY_BYTES = 1024 * 1024
 METRICS_PATH = "/metrics"
 _BODILESS = frozenset((204, 304))
+_FINAL = range(200, 600)  # statuses that end a request
 _NAME_IS_BAD = HEADER_RE.search
 _VALUE_IS_BAD = HEADER_VALUE_RE.search
 
@@ -66,19 +67,29 @@ class ProxyProtocol(HttpToolsProtocol):
         self.access_log = False  # uvicorn's; ours knows more
         self.proxy = proxy
         self.known: dict[bytes, bytes] = {}
-        self._held: RequestResponseCycle | None = None  # a request whose body is not complete
+        self._present: RequestResponseCycle | None = None  # the request that was begun last
+        self._held: RequestResponseCycle | None = None  # the same, while its body is not complete
         self._asking: Asking | None = None  # the present request, the short way
         self._task: asyncio.Task[None] | None = None  # its streamed answer
         self._passage: Passage | None = None
         self._head_bytes = 0
+        self._is_head_over = False
+        self._is_starting = False
         self._is_told = False
+        self._unsent = 0  # bytes, when the client was last seen to have taken some
+        self._unsent_deadline = 0.0
         self.deadline = time.monotonic() + proxy.limits.header_timeout_s  # for the client's next step
 
     # --- the connection
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._held = None
+        present = self._present
+        if present is not None and not present.response_complete:
+            present.disconnected = True  # uvicorn tells the last request that was read
+            present.message_event.set()
+        self.pipeline.clear()
+        self._held = self._present = self.cycle = None  # type: ignore[assignment]  # no reference cycles
         passage = self._passage
         if passage is None or passage.ignores_disconnect:
             return
@@ -93,6 +104,7 @@ class ProxyProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.known = self.scope["known"] = {}  # type: ignore[typeddict-unknown-key]
         self._head_bytes = 0
+        self._is_head_over = False
         self._expect_within(self.proxy.limits.header_timeout_s, is_told=True)
 
     def on_url(self, url: bytes) -> None:
@@ -100,13 +112,22 @@ class ProxyProtocol(HttpToolsProtocol):
         self._count_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + 4)
+        if self._is_head_over:
+            return  # a trailer: whoever checks headers in front of us has not looked at it
         name = name.lower()
         if name in KNOWN_HEADERS:
             self.known[name] = value
             if name == EXPECT and value.lower() == b"100-continue":
                 self.expect_100_continue = True
         self.headers.append((name, value))
-        self._count_head(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        self._is_head_over = True
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError, AttributeError):
+            raise _BadTargetError from None  # AttributeError: there is no path in it
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -116,15 +137,18 @@ class ProxyProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
-                self.deadline = 0.0
-                self.handle_websocket_upgrade()
-            else:
-                self._unsupported_upgrade_warning()
+                self._upgrade()
+                return
+            rest = data[upgrade.args[0] :]
+            if rest and not self.transport.is_closing():
+                self.data_received(rest)  # uvicorn forgets it
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadTooLargeError):
                 self._refuse(Answer(431, b"the request's head is too large\n"))
+            elif isinstance(error.__context__, _BadTargetError):
+                self._refuse(Answer(400, b"the request's target is no path\n"))
             else:
                 self.logger.error("a request could not be read", exc_info=error)
                 self.transport.close()
@@ -134,15 +158,31 @@ class ProxyProtocol(HttpToolsProtocol):
             if self._held is not None:
                 self._look_at_held(self._held)
 
+    def _upgrade(self) -> None:
+        """To a websocket: the connection has another protocol from now on."""
+        if self.is_answering or not self.url.startswith((b"/", b"http")):
+            self._refuse(Answer(400, b"this connection cannot become a websocket\n"))
+        else:
+            self.deadline = 0.0
+            self.handle_websocket_upgrade()
+
     def _refuse(self, answer: Answer) -> None:
-        """Say why, and close: there is no request to answer."""
+        """Say why, and close: there is no request to answer.
+
+        Not a word while an earlier one is being answered: it would pass for its answer.
+        """
         text = [
             STATUS_LINE[answer.status],
             *(name + b": " + value + b"\r\n" for name, value in answer.headers),
             b"content-length: %d\r\nconnection: close\r\n\r\n" % len(answer.body),
             answer.body,
         ]
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        present = self._present
+        if not self.pipeline and (
+            present is None
+            or present.response_complete
+            or (present.more_body and not present.response_started)
+        ):
             self.transport.write(b"".join(text))
         self.transport.close()
 
@@ -150,6 +190,11 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """The head is there and earlier requests are answered: begin now, or once the body is there."""
+        if self.flow.write_paused:  # nor before the client has read their answers
+            self.flow.pause_reading()
+            self.pipeline.append((cycle, app))
+            return
+        self._present = cycle
         if cycle.more_body:
             self._held = cycle
             self._expect_within(self.proxy.limits.body_timeout_s, is_told=True)
@@ -166,15 +211,17 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.deadline = 0.0
         cycle = self._held
-        if cycle is not None and not cycle.more_body:
+        self.deadline = 0.0
+        if self._is_idle:  # answered before it was all there
+            self._expect_within(self.proxy.limits.keep_alive_s)
+        elif cycle is not None and not cycle.more_body:
             self._held = None
             self._begin(cycle)
 
     def _look_at_held(self, cycle: RequestResponseCycle) -> None:
         """A body that is not complete: wait for a small one of known size, stream any other."""
-        length = self.known.get(CONTENT_LENGTH)
+        length = self.known_of(cycle).get(CONTENT_LENGTH)
         limit = self.proxy.limits.max_body_bytes
         if length is not None and int(length) > limit:
             self._held = None
@@ -219,8 +266,11 @@ class ProxyProtocol(HttpToolsProtocol):
             self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
             if not cycle.disconnected:
                 raise  # the proxy ends
-        finally:
-            self._task = None
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether every request that was read is answered."""
+        return self._present is not None and self._present.response_complete and not self.pipeline
 
     @property
     def is_answering(self) -> bool:
@@ -305,7 +355,8 @@ class ProxyProtocol(HttpToolsProtocol):
             answer, first = unpack(HttpResponseHead, items[0])
             head = answer
             items[0] = bytes(first)
-            await cycle.send(_start(answer, passage))
+            start = start_message(answer, passage)
+            await cycle.send(start)
             self.proxy.first_chunk(passage)
             while items:
                 body = items[0] if len(items) == 1 else b"".join(items)
@@ -325,7 +376,6 @@ class ProxyProtocol(HttpToolsProtocol):
         else:
             self.proxy.finished(passage, answer.status, self.client)
         finally:
-            self._task = None
             await stream.aclose()
 
     def cut(
@@ -367,10 +417,14 @@ class ProxyProtocol(HttpToolsProtocol):
             return
         keep_alive = cycle.keep_alive
         is_head = passage.method == "HEAD"
+        if status not in _FINAL:
+            self._failed(cycle, passage, ValueError(f"an answer's status is 200 to 599, not {status}"))
+            return
         content = [STATUS_LINE[status]]
         for name, value in headers:
+            name = name.lower()
             if name == b"content-length":
-                if is_head:
+                if is_head and value.isdigit():
                     content += (b"content-length: ", value, b"\r\n")
                 continue
             if name == b"transfer-encoding":
@@ -399,25 +453,45 @@ class ProxyProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """As uvicorn's, with one sweep over all connections for a timer of each (2.4 us)."""
         self.server_state.total_requests += 1
-        self._passage = None
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-        else:
-            self._expect_within(self.proxy.limits.keep_alive_s)
+        self._passage = self._task = None
+        if not self.transport.is_closing():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the requests that wait behind the one that was answered; read on behind the last of them."""
+        if self._is_starting:
+            return  # answered at once: whoever began it goes on (a thousand may, so not from here)
+        self._is_starting = True
+        try:
+            while self.pipeline and not self.is_busy:
+                cycle, app = self.pipeline.pop()
+                self._start_asgi_task(cycle, app)
+                if self._held is not None:
+                    self._look_at_held(self._held)
+        finally:
+            self._is_starting = False
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self._is_idle:
+                self._expect_within(self.proxy.limits.keep_alive_s)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether no request can begin."""
+        present = self._present
+        return (
+            (present is not None and not present.response_complete)
+            or self.flow.write_paused
+            or self.transport.is_closing()
+        )
 
     # --- slow clients
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._expect_within(self.proxy.limits.write_timeout_s)
-
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.deadline = 0.0
+        self._unsent_deadline = 0.0
+        if not self.transport.is_closing():
+            self._go_on()
 
     def _expect_within(self, timeout_s: float, *, is_told: bool = False) -> None:
         """The client has to do its next step by then; `is_told`: it is told that it was late."""
@@ -426,20 +500,37 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Close the connection if its client is too slow; the server calls this about once a second."""
-        if not self.deadline or now < self.deadline or self.transport.is_closing():
-            return
-        if self.flow.read_paused and not self.flow.write_paused:
+        if self.flow.write_paused or self.transport.is_closing():
+            self._look_at_unsent(now)
+        elif not self.deadline or now < self.deadline:
+            pass
+        elif self.flow.read_paused or (self.is_answering and not self._is_body_late):
             # We are the slow ones.
             self._expect_within(self.proxy.limits.body_timeout_s, is_told=self._is_told)
-        elif self.flow.write_paused:
-            self.transport.abort()  # what it does not read cannot be flushed
         elif self._is_told:
             self._refuse(Answer(408, b"the request took too long to arrive\n"))
         else:
             self.transport.close()
 
+    @property
+    def _is_body_late(self) -> bool:
+        """Whether what is waited for is the body of the request that is being answered."""
+        return self._present is self.cycle and self.cycle.more_body
+
+    def _look_at_unsent(self, now: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if not self._unsent_deadline or unsent < self._unsent:  # it reads, if slowly
+            self._unsent_deadline = now + self.proxy.limits.write_timeout_s
+            self._unsent = unsent
+        elif now >= self._unsent_deadline:
+            self.transport.abort()  # what it does not read cannot be flushed
+
 
 class _HeadTooLargeError(Exception):
+    """Raised through the parser."""
+
+
+class _BadTargetError(Exception):
     """Raised through the parser."""
 
 
@@ -451,9 +542,27 @@ def is_event_stream(head: HttpResponseHead) -> bool:
     return False
 
 
-def _start(head: HttpResponseHead, passage: Passage) -> Any:
-    headers = [*head.headers, (b"x-request-id", passage.request_id.encode("latin-1"))]
+def start_message(head: HttpResponseHead, passage: Passage) -> Any:
+    """A streamed answer's head, for uvicorn. Raises ValueError for one that no client could understand.
+
+    uvicorn finds that only once it has begun to answer; and two lengths it would send.
+    """
+    if head.status not in _FINAL:
+        raise ValueError(f"an answer's status is 200 to 599, not {head.status}")
+    headers = []
+    length = b""
+    for name, value in head.headers:
+        name = name.lower()
+        if _NAME_IS_BAD(name) or _VALUE_IS_BAD(value):
+            raise ValueError(f"the response has an invalid header: {name!r}")
+        if name == b"transfer-encoding":
+            continue  # ours to say
+        if name == b"content-length":
+            if not value.isdigit() or (length and value != length):
+                raise ValueError(f"the response has an invalid length: {value!r}")
+            if length:
+                continue
+            length = value
+        headers.append((name, value))
+    headers.append((b"x-request-id", passage.request_id.encode("latin-1")))
     return {"type": "http.response.start", "status": head.status, "headers": headers}
-
-
-start_message = _start

@@ -41,7 +41,8 @@ KNOWN_HEADERS = frozenset(
 # These may be executed twice (RFC 9110, 9.2.1): they change nothing.
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_MAX_ID_BYTES = 256
+# Of a client: it goes into logs and answers, where it must not pass for anything else.
+_REQUEST_ID = re.compile(rb"[\x21-\x7e\xa1-\xff]{1,256}")
 _MAX_TIMEOUT_S = 7 * 24 * 3600.0
 
 
@@ -92,7 +93,7 @@ class Passage:
         self.ignores_disconnect = False
         self.request_id = ""
         given = known.get(REQUEST_ID)
-        if given is not None and len(given) <= _MAX_ID_BYTES:
+        if given is not None and _REQUEST_ID.fullmatch(given):
             self.request_id = given.decode("latin-1")
         self.request_id = self.request_id or ids.request_id()
 
