@@ -221,6 +221,8 @@ class Deployment:
         todo = plan(self._target(now), [r.status() for r in self.replicas.values()])
         if not todo.is_empty:
             self._carry_out(todo)
+        if todo.start:
+            self._look_for_room(now)  # nothing else may happen before the next slow round
         if not self.rollout.may_start(now) and self.rollout.failures.not_before > now:
             self._around.wake_at(self, self.rollout.failures.not_before)
         for replica in self.replicas.values():

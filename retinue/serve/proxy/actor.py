@@ -31,6 +31,8 @@ DRAIN_TIMEOUT_S = 30.0
 METRICS_TIMEOUT_S = 5.0
 _FOREVER_S = 7 * 24 * 3600.0
 _ANY_SIZE = 1 << 62
+# Clients that come before the routes are known wait so long, in the listener's queue.
+ROUTES_WAIT_S = 3.0
 
 
 class ProxyStarted(Struct, frozen=True):
@@ -135,7 +137,9 @@ class ProxyActor:
             request_timeout_s=options.request_timeout_s,
             tls=tls_of(options),
         )
+        has_routes = asyncio.Event()
         router_set.on_routes(server.use_routes)
+        router_set.on_routes(lambda table: has_routes.set())
         self._listener = await asyncio.to_thread(
             doors.open_listener,
             listener_name(self._node_id, self._slot),
@@ -143,6 +147,11 @@ class ProxyActor:
             port=options.port,
             is_detached=True,
         )
+        try:
+            async with asyncio.timeout(ROUTES_WAIT_S):
+                await has_routes.wait()
+        except TimeoutError:
+            pass  # it says 503 until they come
         await server.start(self._listener)
         self._http = server
 
