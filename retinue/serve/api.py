@@ -7,6 +7,7 @@ controller does. Each call waits for the controller where its docstring says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 import retinue
-from retinue.exceptions import UnsupportedError
+from retinue.exceptions import GetTimeoutError, UnsupportedError
 from retinue.serve.build import build, resolve
 from retinue.serve.config import (
     ControllerOptions,
@@ -37,7 +38,7 @@ from retinue.serve.messages import CONTROLLER_NAME, NAMESPACE, ApplicationSpec, 
 from retinue.serve.models import hint
 from retinue.serve.names import DEFAULT_APP_NAME
 from retinue.serve.ports import check_port_is_free
-from retinue.serve.status_schema import ApplicationStatus, ServeStatus
+from retinue.serve.status_schema import ApplicationStatus, ProxyStatus, ServeInstanceDetails, ServeStatus
 from retinue.serve.unsupported import REFUSED
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ logger = logging.getLogger("retinue.serve")
 
 M = TypeVar("M", bound=BaseModel)
 _status = TypeAdapter(ServeStatus)
+
+LOOK_AGAIN_S = 0.25  # why a proxy cannot start is no change of status, and wakes nobody
 
 
 # --- starting and stopping
@@ -231,6 +234,8 @@ def run_many(
     retinue.get(controller.deploy.remote([encode(spec) for spec in specs]))
     if wait_for_applications_running:
         _wait_running(controller, [spec.name for spec in specs])
+        if any(t.route_prefix is not None for t in targets):
+            _wait_proxies(controller)
     handles: list[DeploymentHandle[Any]] = [DeploymentHandle(spec.ingress, spec.name) for spec in specs]
     if blocking:
         wait_for_interrupt()
@@ -284,6 +289,23 @@ def _wait_running(controller: ActorHandle[Any], names: Sequence[str]) -> None:
                     told[name] = app.message
         if not waiting:
             return
+
+
+def _wait_proxies(controller: ActorHandle[Any]) -> None:
+    """Until requests can come in. Raises RetinueServeException, with the reason, if a proxy cannot start."""
+    while True:
+        version = retinue.get(controller.changed.remote(-1))
+        details = ServeInstanceDetails.model_validate_json(retinue.get(controller.details.remote()))
+        proxies = details.proxies.values()
+        if details.proxy_location is ProxyLocation.Disabled:
+            return
+        if proxies and all(proxy.status is not ProxyStatus.STARTING for proxy in proxies):
+            return
+        for proxy in proxies:
+            if proxy.message:
+                raise RetinueServeException(f"the applications run, but the proxy cannot: {proxy.message}")
+        with contextlib.suppress(GetTimeoutError):
+            retinue.get(controller.changed.remote(version), timeout=LOOK_AGAIN_S)
 
 
 def wait_for_interrupt() -> None:
