@@ -32,6 +32,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = (
+    "autoscaling_policy",
     "build",
     "config",
     "context",

@@ -94,11 +94,7 @@ def _start_controller(
     if tracing is not None and tracing.enabled:
         raise UnsupportedError(REFUSED["tracing_config"])
     controller = _model(ControllerOptions, controller_options)
-    if controller is not None and (controller.runtime_env or {}).get("env_vars"):
-        raise UnsupportedError(
-            "controller_options: set environment variables where the cluster is started; "
-            "what replicas need goes into ray_actor_options"
-        )
+    env_vars = (controller.runtime_env or {}).get("env_vars") if controller is not None else None
     location = ProxyLocation(proxy_location) if proxy_location is not None else None
     if http is not None and http.location is not None:
         location = http.location
@@ -107,7 +103,7 @@ def _start_controller(
 
     if location != ProxyLocation.Disabled and not _is_running():
         check_port_is_free(http)
-    return start_controller(http, grpc, location, logs)  # type: ignore[no-any-return]
+    return start_controller(http, grpc, location, logs, env_vars=env_vars)  # type: ignore[no-any-return]
 
 
 def _is_running() -> bool:

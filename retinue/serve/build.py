@@ -23,7 +23,7 @@ from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS
 from pydantic import BaseModel, ValidationError
 
 from retinue.serve import dependencies
-from retinue.serve.config import LoggingConfig
+from retinue.serve.config import AutoscalingPolicy, LoggingConfig
 from retinue.serve.deploy_schema import DeploymentSchema, ServeApplicationSchema
 from retinue.serve.deployment import ASGI_ATTRIBUTE, Application, Deployment
 from retinue.serve.exceptions import RetinueServeException
@@ -141,7 +141,17 @@ def build(
         config=config.model_dump_json(exclude_unset=True).encode() if config else b"",
         logging_config=logging_config.model_dump_json().encode() if logging_config else b"",
         external_scaler_enabled=external_scaler_enabled,
+        autoscaling_policy=_policy(config.autoscaling_policy) if config is not None else b"",
     )
+
+
+def _policy(given: dict[str, Any] | None) -> bytes:
+    """With its definition: the controller may not be able to import it."""
+    if given is None:
+        return b""
+    policy = AutoscalingPolicy.model_validate(given)
+    policy.embed()
+    return policy.model_dump_json().encode()
 
 
 def build_from_config(config: ServeApplicationSchema) -> ApplicationSpec:

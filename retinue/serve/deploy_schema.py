@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from retinue.serve.actor_options import check_actor_options
+from retinue.serve.autoscaling_options import AutoscalingPolicy
 from retinue.serve.config import (
     NUM_REPLICAS_AND_AUTOSCALING,
     DeploymentConfig,
@@ -147,7 +148,11 @@ class ServeApplicationSchema(StrictModel):
     host: str = Field(default=DEFAULT_HTTP_HOST, description="Refused: set it in http_options.")
     port: int = Field(default=DEFAULT_HTTP_PORT, description="Refused: set it in http_options.")
     deployments: list[DeploymentSchema] = Field(default=[], description="Options that go before the code's.")
-    autoscaling_policy: dict[str, Any] | None = Field(default=None, description="Not supported.")
+    autoscaling_policy: dict[str, Any] | None = Field(
+        default=None,
+        description="One policy for all deployments that have autoscaling_config, instead of theirs: "
+        "policy_function, policy_kwargs.",
+    )
     args: dict[str, Any] = Field(default={}, description="For the function that builds the application.")
     logging_config: LoggingConfig | None = None
     external_scaler_enabled: bool = Field(
@@ -186,11 +191,13 @@ class ServeApplicationSchema(StrictModel):
 
     @field_validator("autoscaling_policy", mode="before")
     @classmethod
-    def _policies_are_of_deployments(cls, value: Any) -> Any:
+    def _is_a_policy(cls, value: Any) -> Any:
+        if isinstance(value, AutoscalingPolicy):
+            value = value.model_dump(exclude={"definition"})
         if value is not None:
-            raise ValueError(
-                "autoscaling_policy is not supported: set it in each deployment's autoscaling_config"
-            )
+            if not isinstance(value, dict) or not value.get("policy_function"):
+                raise ValueError("autoscaling_policy needs policy_function, an import path")
+            AutoscalingPolicy.model_validate(value)
         return value
 
     @field_validator("deployments")

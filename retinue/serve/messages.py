@@ -273,7 +273,8 @@ class DeploymentSpec(Struct, frozen=True):
 
 class ApplicationSpec(Struct, frozen=True):
     """An application, built. `config`: JSON of its ServeApplicationSchema if it came from a config file.
-    `logging_config`: JSON, or empty."""
+    `logging_config`: JSON, or empty. `autoscaling_policy`: JSON of an AutoscalingPolicy for all of it, or
+    empty."""
 
     name: str
     route_prefix: str | None
@@ -282,6 +283,7 @@ class ApplicationSpec(Struct, frozen=True):
     config: bytes = b""
     logging_config: bytes = b""
     external_scaler_enabled: bool = False
+    autoscaling_policy: bytes = b""
 
 
 # --- bodies

@@ -32,6 +32,7 @@ def node_resources(config: AgentConfig, gpus: GpuSource) -> dict[str, float]:
         "memory": memory,
         "object_store_memory": float(store),
         f"node:{config.node_ip}": 1.0,
+        f"node:{config.node_id.hex()}": 1.0,  # several nodes may have one address
         **config.resources,
     }
     if config.is_head_node:

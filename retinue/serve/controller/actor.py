@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -194,6 +194,7 @@ class ServeController:
             app.order_deletions()
             for deployment in app.all_deployments():
                 self._reconcile(deployment, now)
+            app.load_changed(now)
             self._forget_gone(app)
         self._publish_routes()
         if not self._is_ending:
@@ -309,6 +310,7 @@ class ServeController:
             now = time.monotonic()
             deployment.autoscaler.router_told(stats.router_id, stats.queued, stats.ongoing, now)
             deployment.load_changed(now)
+            self._apps[stats.app_name].load_changed(now)
 
     def replica_told(self, stats: ReplicaStats) -> None:
         app_name, deployment_name, _ = stats.replica_id.split("#")
@@ -593,17 +595,20 @@ def start_controller(
     proxy_location: ProxyLocation | None = None,
     logging_config: LoggingConfig | None = None,
     *,
+    env_vars: Mapping[str, str] | None = None,
     replica_class: str = REPLICA_CLASS,
     proxy_class: str = PROXY_CLASS,
 ) -> Any:
     """The controller's handle: of the running one, or of a new one with these options. It answers by then.
 
+    `env_vars`: of the controller's process, and of those that it starts, unless they say otherwise.
     If serve runs already, options that are given are ignored with a warning.
     """
     handle = find_controller()
     if handle is not None:
         retinue.get(handle.ready.remote())
-        if any(option is not None for option in (http_options, grpc_options, proxy_location, logging_config)):
+        given = (http_options, grpc_options, proxy_location, logging_config, env_vars)
+        if any(option is not None for option in given):
             logger.warning("serve runs already: its options stay as they are until serve.shutdown()")
         return handle
     handle = (
@@ -616,6 +621,7 @@ def start_controller(
             max_restarts=-1,
             max_task_retries=-1,
             get_if_exists=True,
+            runtime_env={"env_vars": dict(env_vars)} if env_vars else None,
         )
         .remote(replica_class, proxy_class)
     )

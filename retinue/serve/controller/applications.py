@@ -6,14 +6,21 @@ or building an application (`building`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from retinue.serve.autoscaling_options import AutoscalingPolicy
 from retinue.serve.controller.checkpoint import ApplicationRecord
-from retinue.serve.controller.deployments import Deployment, Surroundings
+from retinue.serve.controller.deployments import ASK_POLICY_EVERY_S, Deployment, Surroundings
+from retinue.serve.controller.policies import PolicyRunner
 from retinue.serve.controller.statuses import application_status
 from retinue.serve.messages import ApplicationSpec, DeploymentSpec, Route
+from retinue.serve.routing.names import DeploymentID
 from retinue.serve.status_schema import ApplicationStatus
+
+logger = logging.getLogger(__name__)
 
 
 class App:
@@ -31,6 +38,8 @@ class App:
         self.build_error = ""
         self.source = "imperative"
         self.config = b""
+        self._policy: PolicyRunner | None = None  # its autoscaling policy, if it has one
+        self._asked_at = 0.0
 
     # changes
 
@@ -49,6 +58,7 @@ class App:
         self.leaving |= self.deployments
         self.deployments = deployments
         self.spec, self.source, self.config = spec, source, config
+        self._use_policy()
         self.is_deleting, self.is_building, self.build_error = False, False, ""
         self.deployed_at = time.time()
 
@@ -71,6 +81,7 @@ class App:
             )
         for spec in record.removed:
             self.leaving[spec.name] = Deployment(self.name, spec, self._around)
+        self._use_policy()
 
     def record(self, following: ApplicationSpec | None = None) -> ApplicationRecord:
         """What survives the controller. `following`: as it will be once this spec is deployed."""
@@ -101,6 +112,42 @@ class App:
             build_error="" if following is not None else self.build_error,
             removed=[d for d in removed if d.name not in wanted],
         )
+
+    # its autoscaling policy
+
+    def _use_policy(self) -> None:
+        if self._policy is not None:
+            self._policy.close()
+            self._policy = None
+        text = self.spec.autoscaling_policy if self.spec is not None else b""
+        if text:
+            policy = AutoscalingPolicy.model_validate_json(text)
+            self._policy = PolicyRunner(policy, self._policy_answered, self._policy_failed)
+        for deployment in self.deployments.values():
+            deployment.use_application_policy(self._policy.policy.policy_function if self._policy else "")
+
+    def load_changed(self, now: float) -> None:
+        """Ask the policy, with what is known of all deployments that are scaled by load."""
+        if self._policy is None or self.is_deleting or now - self._asked_at < ASK_POLICY_EVERY_S:
+            return
+        contexts = {d.name: d.policy_context(now) for d in self.deployments.values()}
+        self._asked_at = now
+        self._policy.ask({DeploymentID(name, self.name): c for name, c in contexts.items() if c is not None})
+
+    def _policy_answered(self, answer: Any) -> None:
+        try:
+            decisions, states = answer
+            for deployment_id, wanted in decisions.items():
+                self.deployments[deployment_id.name].use_answer(wanted, (states or {}).get(deployment_id))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            self._policy_failed(
+                f"an application's policy returns two dicts by deployment id, numbers and states: {error!r}"
+            )
+
+    def _policy_failed(self, text: str) -> None:
+        logger.warning("application %s: %s", self.name, text)
+        for deployment in self.deployments.values():
+            deployment.policy_failed(text)
 
     # the round
 

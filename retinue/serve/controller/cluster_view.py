@@ -23,6 +23,14 @@ logger = logging.getLogger(__name__)
 ASK_LIMIT = 10_000
 
 
+A_TOUCH = 0.001
+
+
+def pinned_to(node_id: str) -> dict[str, float]:
+    """Resources that place an actor on this very node: a touch of what no other node has."""
+    return {f"node:{node_id}": A_TOUCH}
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     node_id: str

@@ -7,20 +7,24 @@ the life of a single replica (`replicas`).
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from retinue.serve.autoscaling_options import AutoscalingContext
 from retinue.serve.controller import placement, releases, rollout
 from retinue.serve.controller.checkpoint import ReplicaRecord
 from retinue.serve.controller.cluster_view import ClusterView
 from retinue.serve.controller.measures import EVENTS
+from retinue.serve.controller.policies import PolicyRunner
 from retinue.serve.controller.reconciler import Plan, Target, plan, surge_of, unavailable_of
 from retinue.serve.controller.releases import Release
 from retinue.serve.controller.replica_autoscaling import Autoscaler
 from retinue.serve.controller.replica_life import RUNNING, SERVING, STARTING, UPDATING
 from retinue.serve.controller.replicas import DeadReplica, Replica
-from retinue.serve.controller.statuses import HOPELESS, Change, DeploymentStatusMachine
+from retinue.serve.controller.statuses import HOPELESS, Change, DeploymentStatusMachine, slow_start
 from retinue.serve.messages import DeploymentRouting, DeploymentSpec, encode, routing_key
 from retinue.serve.status_schema import ReplicaState
 
@@ -30,6 +34,8 @@ DEAD_REPLICAS_KEPT = 10
 # A replica that is not there after this long may be waiting for a node: the cluster is asked.
 ASK_PLACEMENT_AFTER_S = 0.25
 ASK_PLACEMENT_EVERY_S = 1.0
+ASK_POLICY_EVERY_S = 0.1
+SLOW_START_S = float(os.environ.get("RETINUE_SERVE_SLOW_START_S", "30"))  # as Ray Serve's
 
 
 class Surroundings(Protocol):
@@ -85,6 +91,9 @@ class Deployment:
         self.autoscaler: Autoscaler | None = None
         self._recovered_scale = scale
         self._started = 0
+        self._policy: PolicyRunner | None = None
+        self._policy_asked_at = 0.0
+        self.application_policy = ""
         self.target_count = 0
         self._use_options(now=time.monotonic())
         self.rollout.failures.limit = self._failure_limit()
@@ -184,6 +193,7 @@ class Deployment:
             )
         else:
             self.autoscaler.use(config.autoscaling_config, capacity=capacity, now=now)
+        self.autoscaler.application_policy = self.application_policy
         self.target_count = self.autoscaler.target
 
     def _failure_limit(self) -> int:
@@ -279,11 +289,22 @@ class Deployment:
 
     def _start_one(self) -> None:
         self._started += 1
-        replica = self._add(self._around.new_replica_id(self), self.release, self._free_rank())
+        node_id = self._choose_node()
+        replica = self._add(self._around.new_replica_id(self), self.release, self._free_rank(), node_id)
         replica.start(self.target_count)
         self._around.save_replica(replica.record())
 
-    def _add(self, replica_id: str, release: Release, rank: int) -> Replica:
+    def _choose_node(self) -> str:
+        """Only a limit per node needs that; else the scheduler does it better."""
+        if self.release.config.max_replicas_per_node is None:
+            return ""
+        cluster = self._around.cluster
+        totals = cluster.resources.nodes if cluster.resources is not None else {}
+        taken = Counter(r.node_id for r in self.replicas.values() if r.life.state is not ReplicaState.STOPPED)
+        nodes = [n for n in cluster.nodes if n not in cluster.draining]
+        return placement.emptiest(nodes, taken, self.release.resources, totals)
+
+    def _add(self, replica_id: str, release: Release, rank: int, node_id: str = "") -> Replica:
         replica = self.replicas[replica_id] = Replica(
             replica_id,
             self.app_name,
@@ -292,6 +313,7 @@ class Deployment:
             age=self._started,
             actor_class=self._around.actor_class,
             on_change=self._replica_changed,
+            wanted_node=node_id,
         )
         return replica
 
@@ -394,6 +416,18 @@ class Deployment:
             self.status.message = placement.explain(
                 release.resources, len(waiting), self._around.cluster.resources
             )
+        else:
+            self._look_for_slow(alive)
+
+    def _look_for_slow(self, alive: list[Replica]) -> None:
+        """A constructor that takes long is told of: it may load a large model, or hang."""
+        now = time.monotonic()
+        starting = [r for r in alive if r.life.state is STARTING and not r.is_unplaced]
+        slow = [r for r in starting if now >= r.began_at + SLOW_START_S]
+        if slow:
+            self.status.message = slow_start([(r.replica_id, r.start_time_s) for r in slow])
+        elif starting:
+            self._around.wake_at(self, min(r.began_at for r in starting) + SLOW_START_S)
 
     def _renumber(self, alive: list[Replica]) -> None:
         """Ranks are 0 to n-1, and every replica knows how many there are."""
@@ -433,6 +467,8 @@ class Deployment:
         if self.autoscaler is None or self.is_deleting:
             return
         running = [r.replica_id for r in self.replicas.values() if r.life.state in SERVING]
+        if not self.autoscaler.application_policy and self.autoscaler.has_users_policy:
+            self._ask_policy(self.autoscaler.context(running, now), now)
         before = self.target_count
         decision = self.autoscaler.decide(running, now)
         if decision is not None and decision != before:
@@ -453,6 +489,58 @@ class Deployment:
         is_default = self.autoscaler.config.policy.is_default_policy_function()
         return "load" if is_default else "policy"
 
+    def _ask_policy(self, context: AutoscalingContext, now: float) -> None:
+        """At most once in a while, as its answer makes this look at the load again."""
+        assert self.autoscaler is not None
+        policy = self.autoscaler.config.policy
+        if self._policy is None or self._policy.policy != policy:
+            self._forget_policy()
+            self._policy = PolicyRunner(policy, self._policy_answered, self._policy_failed)
+        if now - self._policy_asked_at >= ASK_POLICY_EVERY_S:
+            self._policy_asked_at = now
+            self._policy.ask(context)
+
+    def _policy_answered(self, answer: Any) -> None:
+        try:
+            wanted, state = answer
+            self.use_answer(wanted, state)
+        except (TypeError, ValueError) as error:
+            self._policy_failed(f"a policy returns (number of replicas, state): {error}")
+
+    def use_answer(self, wanted: float, state: Mapping[str, Any] | None) -> None:
+        """What a policy, the deployment's or the application's, wants. Raises TypeError, ValueError."""
+        if self.autoscaler is not None:
+            self.autoscaler.answered(wanted, state)
+            self.load_changed(time.monotonic())
+
+    def _policy_failed(self, text: str) -> None:
+        logger.warning("deployment %s of %s: %s", self.name, self.app_name, text)
+        self.policy_failed(text)
+
+    def _forget_policy(self) -> None:
+        if self._policy is not None:
+            self._policy.close()
+            self._policy = None
+
+    def use_application_policy(self, name: str) -> None:
+        """The application's policy decides from now on; "": the deployment's own does."""
+        self.application_policy = name
+        if self.autoscaler is not None:
+            self.autoscaler.application_policy = name
+
+    def policy_failed(self, text: str) -> None:
+        """The application's policy did."""
+        if self.autoscaler is not None:
+            self.autoscaler.policy_failed(text)
+
+    def policy_context(self, now: float) -> AutoscalingContext | None:
+        """For the application's policy; None: this deployment is not scaled by load."""
+        if self.autoscaler is None or self.is_deleting:
+            return None
+        self.autoscaler.load.forget_silent(now)
+        running = [r.replica_id for r in self.replicas.values() if r.life.state in SERVING]
+        return self.autoscaler.context(running, now)
+
     def internal_error(self, text: str) -> None:
         """A round failed, which is a fault of ours; the next one tries again."""
         self.status.change(Change.INTERNAL_ERROR, text)
@@ -467,6 +555,7 @@ class Deployment:
         return dict(Counter(r.life.state.value for r in self.replicas.values()))
 
     async def close(self) -> None:
+        self._forget_policy()
         for replica in self.replicas.values():
             await replica.close()
 

@@ -45,6 +45,14 @@ def makes_room(wanted: Resources, freed: Resources, cluster: ClusterResources) -
     return fits_a_node(wanted, cluster) and _covers(after, wanted)
 
 
+def emptiest(
+    nodes: Sequence[str], taken: Mapping[str, int], wanted: Resources, totals: Mapping[str, Resources]
+) -> str:
+    """The node with the fewest replicas, of those that are large enough as far as is known; "": no node."""
+    large = [node_id for node_id in nodes if node_id not in totals or _covers(totals[node_id], wanted)]
+    return min(large or nodes, key=lambda node_id: (taken.get(node_id, 0), node_id), default="")
+
+
 def _covers(there: Resources, wanted: Resources) -> bool:
     return all(there.get(name, 0.0) >= amount - TOLERANCE for name, amount in wanted.items())
 

@@ -17,7 +17,7 @@ import msgspec
 import retinue
 from retinue.exceptions import RetinueError
 from retinue.serve.config import HTTPOptions, gRPCOptions
-from retinue.serve.controller.cluster_view import ClusterView
+from retinue.serve.controller.cluster_view import ClusterView, pinned_to
 from retinue.serve.controller.proxies import (
     NodeView,
     ProxyHealth,
@@ -37,8 +37,6 @@ HEALTH_PERIOD_S = 10.0
 HEALTH_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 60.0
 RETRY_S = 1.0
-HEAD_RESOURCE = "node:__internal_head__"
-A_TOUCH = 0.001  # of a resource that only one node has: places the actor there
 
 
 class Proxy:
@@ -49,7 +47,6 @@ class Proxy:
         slot: Slot,
         actor_class: Any,
         arguments: tuple[str, str, str],
-        pin: str,
         changed: Callable[[], None],
     ):
         self.slot = slot
@@ -59,7 +56,6 @@ class Proxy:
         self._actor_class = actor_class
         self._arguments = arguments
         self._log_options = arguments[2]
-        self._pin = pin
         self._changed = changed
         self._handle: Any = None
         self._logging: asyncio.Task[None] | None = None
@@ -126,7 +122,7 @@ class Proxy:
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
-            resources={self._pin: A_TOUCH} if self._pin else None,
+            resources=pinned_to(self.slot.node_id),
             get_if_exists=True,
         ).remote(self.slot.node_id, self.slot.index, *self._arguments)
 
@@ -233,10 +229,7 @@ class ProxyFleet:
             self.grpc_options.model_dump_json(),
             self.logging,
         )
-        node = self._cluster.nodes[slot.node_id]
-        same_ip = [n for n in self._cluster.nodes.values() if n.ip == node.ip]
-        pin = HEAD_RESOURCE if node.is_head else f"node:{node.ip}" if len(same_ip) == 1 else ""
-        proxy = self.proxies[slot] = Proxy(slot, self._actor_class(), arguments, pin, self._changed)
+        proxy = self.proxies[slot] = Proxy(slot, self._actor_class(), arguments, self._changed)
         proxy.start()
 
     def _end(self, slot: Slot, *, is_graceful: bool) -> None:

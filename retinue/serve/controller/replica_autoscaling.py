@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from retinue.serve.autoscaling_options import AutoscalingConfig, AutoscalingContext
 from retinue.serve.controller.load_history import LoadHistory
+from retinue.serve.routing.names import DeploymentID
 
 DECISIONS_KEPT = 20
 ERRORS_KEPT = 5
@@ -68,6 +69,8 @@ class Autoscaler:
         self.last_up: float | None = None
         self.last_down: float | None = None
         self.policy_state: dict[str, Any] = {}
+        self.application_policy = ""  # the application's policy, if it has one, goes before our own
+        self._answer: tuple[float, str] | None = None  # of the user's policy, and why
         self._pending: _Pending | None = None
         self._wanted: int | None = None
         initial = config.initial_replicas if config.initial_replicas is not None else config.min_replicas
@@ -79,6 +82,7 @@ class Autoscaler:
         """Other options hold from now on; what has been read stays."""
         if config != self.config:
             self._pending = None
+            self._answer = None
         self.config, self.capacity = config, capacity
         self.load.keep(config.look_back_period_s, _silence_of(config))
         self._set(self._bounded(self.target), "the bounds have changed", now)
@@ -111,10 +115,11 @@ class Autoscaler:
         """The number of replicas that there shall be. `running`: the ids of those that take requests."""
         self.load.forget_silent(now)
         context = self.context(running, now)
-        if self.target == 0 or not running:
-            wanted, why = self._without_replicas(context)
-        else:
-            wanted, why = self._by_policy(context)
+        wanted, why = self._first(context)
+        if not why and self.has_users_policy:
+            wanted, why = self._by_users_policy(context)
+        elif not why and self.target and running:
+            wanted, why = self._by_load(context)
         self._wanted = wanted
         return self._after_delay(wanted, why, now)
 
@@ -129,7 +134,7 @@ class Autoscaler:
         queued = max(load.queued.aggregate(how, now, look_back), load.queued.aggregate(how, now, recent))
         custom = {metric: dict(by_replica) for metric, by_replica in load.custom.items()}
         return AutoscalingContext(
-            deployment_id=f"{self.app_name}#{self.name}",
+            deployment_id=DeploymentID(self.name, self.app_name),
             deployment_name=self.name,
             app_name=self.app_name,
             current_num_replicas=len(running),
@@ -154,7 +159,7 @@ class Autoscaler:
             config=self.config,
         )
 
-    def _without_replicas(self, context: AutoscalingContext) -> tuple[int, str]:
+    def _first(self, context: AutoscalingContext) -> tuple[int, str]:
         """None runs: a request that waits is reason enough for the first; nobody can say more yet."""
         latest = self.load.total.latest
         if self.target == 0 and latest > 0 and self.max_replicas > 0:
@@ -162,32 +167,41 @@ class Autoscaler:
             return self._bounded(first), f"{latest:g} requests wait and no replica runs"
         return self.target, ""
 
-    def _by_policy(self, context: AutoscalingContext) -> tuple[int, str]:
-        try:
-            raw, why = self._ask(context)
-        except Exception as error:  # noqa: BLE001 - the user's policy: it is told, and nothing changes
-            text = f"the policy {self.policy_name} raised {type(error).__name__}: {error}"
-            if text not in self.errors:
-                self.errors.append(text)
-            return self.target, text
-        return self._bounded(self._damped(raw, context.current_num_replicas)), why
+    def _by_load(self, context: AutoscalingContext) -> tuple[int, str]:
+        requests, per_replica = context.total_num_requests, self.config.get_target_ongoing_requests()
+        why = f"{requests:.3g} requests, {per_replica:g} wanted per replica"
+        return self._bounded(self._damped(requests / per_replica, context.current_num_replicas)), why
 
-    def _ask(self, context: AutoscalingContext) -> tuple[float, str]:
-        requests = context.total_num_requests
-        if self.config.policy.is_default_policy_function():
-            per_replica = self.config.get_target_ongoing_requests()
-            return requests / per_replica, f"{requests:.3g} requests, {per_replica:g} wanted per replica"
-        raw, state = self.config.policy.get_policy()(context)
+    # the user's policy
+
+    @property
+    def has_users_policy(self) -> bool:
+        return bool(self.application_policy) or not self.config.policy.is_default_policy_function()
+
+    def answered(self, wanted: float, state: Mapping[str, Any] | None) -> None:
+        """The user's policy wants so many. Raises ValueError or TypeError for what is no number."""
+        if not math.isfinite(wanted):
+            raise ValueError(f"the policy {self.policy_name} wants {wanted} replicas")
+        self._answer = float(wanted), f"{self.policy_name} wants {wanted:g}"
         self.policy_state = dict(state or {})
-        return float(raw), f"{self.policy_name} wants {raw:g}"
+        self.errors.clear()
+
+    def policy_failed(self, text: str) -> None:
+        """It raised, or does not return: what it said last goes on."""
+        if text not in self.errors:
+            self.errors.append(text)
+
+    def _by_users_policy(self, context: AutoscalingContext) -> tuple[int, str]:
+        if self._answer is None:
+            return self.target, ""
+        wanted, why = self._answer
+        return self._bounded(self._damped(wanted, context.current_num_replicas)), why
 
     @property
     def policy_name(self) -> str:
-        return self.config.policy.policy_function
+        return self.application_policy or self.config.policy.policy_function
 
     def _damped(self, wanted: float, current: int) -> int:
-        if not math.isfinite(wanted):
-            raise ValueError(f"the policy wants {wanted} replicas")
         if current == 0:
             return math.ceil(wanted)
         difference = wanted - current
@@ -239,7 +253,7 @@ class Autoscaler:
             times.append(max(now + 0.001, self._pending.since + self._delay_s(self._pending.is_up)))
         if not self.load.total.is_steady(now, self.config.look_back_period_s):
             times.append(now + LOOK_AGAIN_S)
-        if not self.config.policy.is_default_policy_function():
+        if self.has_users_policy:
             times.append(now + LOOK_AGAIN_S)
         silence = self.load.next_silence()
         if silence is not None:

@@ -6,7 +6,8 @@ happens (`deployments`), telling it (`details`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -132,6 +133,14 @@ def _told(what: str, names: list[str], deployments: Mapping[str, DeploymentStatu
     others = f" (and {', '.join(names[1:])})" if len(names) > 1 else ""
     message = deployments[names[0]].message
     return f"deployment {names[0]}{others} {what}{': ' if message else ''}{message}"
+
+
+def slow_start(replicas: Sequence[tuple[str, float]]) -> str:
+    """What is said of replicas (id, Unix time of the start) whose constructor has not returned for long."""
+    replica_id, since = min(replicas, key=lambda replica: replica[1])
+    others = f" and {len(replicas) - 1} more" if len(replicas) > 1 else ""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    return f"replica {replica_id}{others}: the constructor has not returned since {clock}"
 
 
 # The statuses in which no replica can be expected: requests without one fail at once.

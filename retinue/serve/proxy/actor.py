@@ -225,6 +225,7 @@ def limits_of(options: HTTPOptions) -> Limits:
         body_timeout_s=options.body_timeout_s or _FOREVER_S,
         write_timeout_s=options.write_timeout_s or _FOREVER_S,
         keep_alive_s=float(options.keep_alive_timeout_s),
+        max_connections=options.max_connections,
     )
 
 

@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 from retinue.serve.access_log import Access, AccessLog
 from retinue.serve.messages import Route, RouteTable
 from retinue.serve.proxy import answers
+from retinue.serve.proxy.accepting import Accepting
 from retinue.serve.proxy.answers import Answer
 from retinue.serve.proxy.asgi_side import AsgiSide
 from retinue.serve.proxy.http import ProxyProtocol
@@ -52,6 +53,7 @@ class Limits:
     write_timeout_s: float = 60.0
     keep_alive_s: float = 90.0
     backlog: int = 2048
+    max_connections: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class HttpServer:
         measures.ongoing = self._ongoing
         self._metrics_page = metrics_page
         self._scrape: asyncio.Task[bytes] | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | Accepting] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._state = ServerState()
         self._config = Config(
@@ -121,13 +123,22 @@ class HttpServer:
         """Serve on a listening socket, which stays the caller's."""
         loop = asyncio.get_running_loop()
         self._config.load()
-        server = await loop.create_server(
-            lambda: ProxyProtocol(self._config, self._state, self, loop),
-            sock=listener,
-            ssl=self._config.ssl,
-            backlog=self.limits.backlog,
-        )
-        self._servers.append(server)
+
+        def protocol() -> ProxyProtocol:
+            return ProxyProtocol(self._config, self._state, self, loop)
+
+        limit = self.limits.max_connections
+        if limit is not None:
+            accepting = Accepting(limit, protocol, self._config.ssl)
+            self._state.connections = accepting.connections
+            accepting.start(listener)
+            self._servers.append(accepting)
+        else:
+            self._servers.append(
+                await loop.create_server(
+                    protocol, sock=listener, ssl=self._config.ssl, backlog=self.limits.backlog
+                )
+            )
         self._tasks = [
             loop.create_task(self._repeat(SWEEP_S, self._sweep)),
             loop.create_task(self._repeat(LOG_FLUSH_S, self._flush_log)),
@@ -262,7 +273,7 @@ class HttpServer:
     def log_failure(passage: Passage, error: Exception) -> None:
         """For us, not for the client."""
         logger.error(
-            "request %s to %s (application %s) failed: %s",
+            "request %s to %r (application %s) failed: %s",
             passage.request_id,
             passage.path,
             passage.app_name,

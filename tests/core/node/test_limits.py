@@ -48,6 +48,7 @@ def test_what_is_said_counts() -> None:
         "object_store_memory": 7.0,
         "x": 2.0,
         "node:127.0.0.1": 1.0,
+        f"node:{b'n'.hex() * 16}": 1.0,
     }
 
 

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retinue.serve.autoscaling_options import AggregationFunction, AutoscalingConfig
+from retinue.serve.autoscaling_options import DEFAULT_POLICY, AggregationFunction, AutoscalingConfig
+from retinue.serve.autoscaling_policy import default_autoscaling_policy
+from retinue.serve.config import DEFAULT_REQUEST_ROUTER
 from retinue.serve.controller.load_history import LoadHistory, StepSeries
 from retinue.serve.controller.replica_autoscaling import Autoscaler
+from retinue.serve.models import import_attribute
 
 RUNNING = [f"r{i}" for i in range(100)]
 
@@ -126,41 +129,69 @@ def test_factors_damp_each_step(factors: dict[str, float], load: int, wanted: in
 # --- policies
 
 
-def steady(context: Any) -> tuple[int, dict[str, Any]]:
-    return 3, {"calls": context.policy_state.get("calls", 0) + 1}
-
-
-def broken(context: Any) -> tuple[int, dict[str, Any]]:
-    raise LookupError("no metrics")
-
-
-def by_metric(context: Any) -> tuple[float, dict[str, Any]]:
-    return sum(context.aggregated_metrics["memory"].values()), {}
+OWN = {"policy_function": "theirs:policy"}
 
 
 def test_a_policy_of_the_users_own_decides_and_keeps_its_state() -> None:
-    s = scaler(first=1, upscale_delay_s=0, policy={"policy_function": steady})
+    s = scaler(first=1, upscale_delay_s=0, policy=OWN)
+    s.router_told("a", 0, 20, 0.0)
+    assert decide(s, 0.0) == 1  # it has not answered yet
+    s.answered(3, {"calls": 1})
     assert decide(s, 0.0) == 3
-    decide(s, 1.0)
-    assert s.policy_state == {"calls": 2}
+    assert s.context([], 1.0).policy_state == {"calls": 1}
     assert s.next_decision_at(1.0) is not None
+    assert s.last_reason == "1 -> 3 replicas: theirs:policy wants 3 (0 to 10 allowed)"
 
 
-def test_a_policy_that_raises_changes_nothing_and_is_told() -> None:
-    s = scaler(first=2, policy={"policy_function": broken})
+def test_a_policy_that_fails_changes_nothing_and_is_told_until_it_answers() -> None:
+    s = scaler(first=2, policy=OWN)
+    for now in (0.0, 1.0):
+        s.policy_failed("the policy raised LookupError: no metrics")
+        assert decide(s, now) == 2
+    assert list(s.errors) == ["the policy raised LookupError: no metrics"]
+    with pytest.raises(ValueError, match="wants nan replicas"):
+        s.answered(float("nan"), None)
+    s.answered(2, None)
+    assert not s.errors
+
+
+def test_a_policy_may_start_the_first_replica_and_end_the_last() -> None:
+    s = scaler(first=0, upscale_delay_s=0, downscale_delay_s=0, policy=OWN)
+    s.answered(2, {})
     assert decide(s, 0.0) == 2
-    assert decide(s, 1.0) == 2
-    (error,) = s.errors
-    assert error.endswith("broken raised LookupError: no metrics")
+    s.answered(0, {})
+    assert decide(s, 1.0) == 1
+    assert decide(s, 1.0) == 0
+    s.router_told("a", 1, 0, 2.0)
+    assert decide(s, 2.0) == 1  # for a request that waits
+
+
+def test_the_applications_policy_goes_before() -> None:
+    s = scaler(first=1, upscale_delay_s=0)
+    s.application_policy = "theirs:whole"
+    s.router_told("a", 0, 20, 0.0)
+    assert decide(s, 0.0) == 1
+    s.answered(4, None)
+    assert decide(s, 0.0) == 4
+    assert "theirs:whole wants 4" in s.last_reason
 
 
 def test_a_policy_reads_what_replicas_report() -> None:
-    s = scaler(first=1, upscale_delay_s=0, policy={"policy_function": by_metric})
+    s = scaler(first=1, policy=OWN)
     s.replica_told("r0", {"memory": 2.0}, 0.0)
     s.replica_told("r1", {"memory": 3.0}, 0.0)
-    assert decide(s, 0.0) == 5
+    assert s.context(["r0"], 1.0).aggregated_metrics == {"memory": {"r0": 2.0, "r1": 3.0}}
     s.replica_gone("r1")
     assert s.context(["r0"], 1.0).aggregated_metrics == {"memory": {"r0": 2.0}}
+
+
+def test_the_default_policy_can_be_called() -> None:
+    s = scaler(first=2)
+    s.router_told("a", 0, 6, 0.0)
+    assert default_autoscaling_policy(s.context(["r0", "r1"], 0.0)) == (3.0, {})
+    assert default_autoscaling_policy(s.context([], 0.0)) == (2, {})
+    for path in (DEFAULT_POLICY, DEFAULT_REQUEST_ROUTER):
+        assert callable(import_attribute(path))
 
 
 # --- when to look again
