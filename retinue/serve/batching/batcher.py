@@ -100,10 +100,27 @@ class Batcher:
         if self._size_of is None or not self._waiting:
             return None
         oldest = next(iter(self._waiting))
-        if self._size_of([oldest.item]) <= self.max_batch_size:
+        if self._fits([oldest.item]):
             return None
         self._drop(oldest)
         return oldest
+
+    def _fits(self, items: list[Any]) -> bool:
+        """An item whose size cannot be told fits nowhere, and must not cost others theirs."""
+        assert self._size_of is not None
+        try:
+            return self._size_of(items) <= self.max_batch_size
+        except Exception:  # noqa: BLE001 - user code: `why_unfit` tells
+            return False
+
+    def why_unfit(self, waiting: Waiting, name: str) -> Exception:
+        """What the caller of an item that `take_oversized` gave is told."""
+        assert self._size_of is not None
+        try:
+            self._size_of([waiting.item])
+        except Exception as error:  # noqa: BLE001 - user code: it belongs to the caller
+            return error
+        return RuntimeError(f"an item is larger than a batch of {name} may be ({self.max_batch_size})")
 
     def begin(self, now: float) -> Sequence[Waiting]:
         """The batch that begins now; empty: none does. Call it until it is."""
@@ -144,8 +161,7 @@ class Batcher:
         items = [waiting[0].item]
         for position in range(1, len(waiting)):
             items.append(waiting[position].item)
-            size = self._size_of(items)
-            if size > self.max_batch_size:
+            if not self._fits(items):
                 return waiting[:position], True
         return waiting, self._size_of(items) >= self.max_batch_size
 

@@ -180,7 +180,7 @@ def _wrap(function: Callable[..., Any], settings: Settings) -> Callable[..., Any
     def new_runner(owner: Any) -> BatchRunner:
         target = functools.partial(function, owner) if is_method else function
         if is_plain:
-            target = functools.partial(asyncio.to_thread, target)
+            target = functools.partial(_in_thread, target)
         call = target if has_one else functools.partial(_call_with_lists, target)
         runner = BatchRunner(call, settings.new_batcher(), function.__qualname__, is_generator=is_generator)
         owner.__dict__[name] = runner
@@ -232,6 +232,22 @@ def _wrap(function: Callable[..., Any], settings: Settings) -> Callable[..., Any
         for verb in ("set", "get"):
             setattr(wrapped, f"{verb}_{setting}", getattr(settings, f"{verb}_{setting}"))
     return wrapped  # type: ignore[no-any-return]
+
+
+async def _in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Cancelled, it waits all the same: the batch is over, and the next may begin, when the code returns."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            try:
+                await asyncio.wait({running})
+            except asyncio.CancelledError:
+                continue
+        if not running.cancelled():
+            running.exception()  # nobody is there to hear of it
+        raise
 
 
 def _callable_anywhere(call: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:

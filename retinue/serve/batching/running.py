@@ -47,19 +47,21 @@ class Entry(Waiting):
 class Batch:
     """A batch that runs. When nobody waits for any of its results, it is cancelled."""
 
-    __slots__ = ("began", "entries", "left", "task")
+    __slots__ = ("began", "entries", "is_running", "left", "task")
 
     def __init__(self, entries: Sequence[Entry], began: float) -> None:
         self.entries = entries
         self.began = began
         self.left = len(entries)
+        self.is_running = False
         self.task: asyncio.Task[None] | None = None
         for entry in entries:
             entry.batch = self
 
     def leave(self) -> None:
         self.left -= 1
-        if not self.left and self.task is not None:
+        # A task that is cancelled before it begins would not even tell that it is over.
+        if not self.left and self.is_running and self.task is not None:
             self.task.cancel()
 
 
@@ -129,9 +131,8 @@ class BatchRunner:
             late.fail(TimeoutError(f"the request's deadline passed while it waited for {self.name}"))
         while len(batcher) and batcher.running < batcher.max_concurrent_batches:
             while (oversized := batcher.take_oversized()) is not None:
-                text = f"an item is larger than a batch of {self.name} may be ({batcher.max_batch_size})"
                 assert isinstance(oversized, Entry)
-                oversized.fail(RuntimeError(text))
+                oversized.fail(batcher.why_unfit(oversized, self.name))
             entries = batcher.begin(now)
             if not entries:
                 break
@@ -159,7 +160,10 @@ class BatchRunner:
 
     async def _run(self, batch: Batch) -> None:
         entries = batch.entries
+        batch.is_running = True
         try:
+            if not batch.left:
+                raise asyncio.CancelledError  # all have left in this very turn
             _enter(entries)
             answer = self._call([entry.item for entry in entries])
             if self._is_generator:

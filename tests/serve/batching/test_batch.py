@@ -275,3 +275,60 @@ def test_a_reader_that_leaves_does_not_hold_up_the_others() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         batch(**options)
+
+
+def test_a_caller_that_leaves_as_its_batch_begins_does_not_stop_later_ones() -> None:
+    async def test() -> None:
+        model = Model()
+        for turns in range(6):
+            call = asyncio.ensure_future(model.double(1))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait({call})
+            assert await model.double(2) == 4
+
+    run(test())
+
+
+def test_an_item_whose_size_cannot_be_told_fails_alone() -> None:
+    @batch(max_batch_size=10, batch_wait_timeout_s=5, batch_size_fn=lambda items: sum(map(len, items)))
+    async def lengths(items: list[Any]) -> list[int]:
+        return [len(item) for item in items]
+
+    async def test() -> None:
+        calls = [lengths(item) for item in ("a", 5, "bcd", None, "xy")]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [r if isinstance(r, int) else type(r) for r in results] == [1, TypeError, 3, TypeError, 2]
+
+    run(test())
+
+
+def test_plain_code_that_everyone_has_left_is_not_run_beside_the_next_batch() -> None:
+    began, gate = threading.Event(), threading.Event()
+    running = 0
+    most = 0
+
+    @batch(max_batch_size=4)
+    def work(items: list[int]) -> list[int]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        began.set()
+        gate.wait(10)
+        running -= 1
+        return items
+
+    async def test() -> None:
+        call = asyncio.ensure_future(work(1))
+        await asyncio.to_thread(began.wait, 10)
+        call.cancel()
+        await asyncio.wait({call})
+        following = asyncio.ensure_future(work(2))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, gate.set)
+        assert await following == 2
+        assert most == 1
+
+    run(test())
