@@ -64,11 +64,13 @@ def pids(name: str, app: str) -> dict[str, int]:
 
 
 def pid_of_actor(name: str) -> int:
-    return next(a.pid for a in list_actors() if a.name == name and a.state == "ALIVE" and a.pid)
+    """0: it is about to be started again."""
+    return next((a.pid for a in list_actors() if a.name == name and a.state == "ALIVE" and a.pid), 0)
 
 
 def proxy_pids() -> list[int]:
-    return [pid_of_actor(p.actor_name) for p in details().proxies.values() if p.actor_name]
+    found = [pid_of_actor(p.actor_name) for p in details().proxies.values() if p.actor_name]
+    return [pid for pid in found if pid]
 
 
 def metric(text: str, name: str, **labels: str) -> float:
@@ -93,14 +95,16 @@ def open_files(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def running(folder: str, *, num_cpus: float = 8, **http_options: Any) -> Iterator[httpx.Client]:
+def running(
+    folder: str, *, num_cpus: float = 8, resources: dict[str, float] | None = None, **http_options: Any
+) -> Iterator[httpx.Client]:
     """A cluster of this process's own, and serve on it. The client's base is the proxy's address."""
     import pytest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETINUE_TEMP_DIR", folder)
         patch.delenv("RETINUE_ADDRESS", raising=False)
-        retinue.init(address="local", num_cpus=num_cpus, object_store_memory=128 << 20)
+        retinue.init(address="local", num_cpus=num_cpus, resources=resources, object_store_memory=128 << 20)
         try:
             serve.start(http_options={"port": 0, **http_options}, proxy_location="HeadOnly")
             host, port = address()
