@@ -27,6 +27,9 @@ class Ingress:
     def __init__(self, app: Any = None, build: Callable[[], Any] | None = None) -> None:
         self.app = app
         self.build = build
+        # Qualified names of the class and its bases, where it is written: a class that was made in a function
+        # arrives in the replica without the function's part of its name, its methods arrive with it.
+        self.owners: frozenset[str] = frozenset()
 
     def make(self, instance: Any) -> Any:
         """The application for this instance of the class. Called once, in the replica."""
@@ -38,7 +41,7 @@ class Ingress:
                 raise TypeError(
                     f"{getattr(build, '__name__', build)!r} must return an ASGI application, not None"
                 )
-        _bind_methods(app, instance)
+        _bind_methods(app, instance, self.owners | _owners(type(instance)))
         return app
 
 
@@ -75,7 +78,8 @@ def ingress(app: Any = None) -> Callable[..., Any]:
             )
         if app is None and not hasattr(cls, BUILD_METHOD):
             raise ValueError(f"@serve.ingress() without an application needs {cls.__name__}.{BUILD_METHOD}()")
-        for route in _methods_among(marker.app, cls):
+        marker.owners = _owners(cls)
+        for route in _methods_among(marker.app, marker.owners):
             if not inspect.signature(route.endpoint).parameters:
                 raise RetinueServeException(
                     f"{route.endpoint.__qualname__} is a route, and a method of an ingress class: its first "
@@ -125,14 +129,18 @@ def _routes(app: Any) -> Iterator[tuple[list[Any], int, Any]]:
             yield routes, index, route
 
 
-def _is_of(route: Any, cls: type) -> bool:
-    """Whether its endpoint is a method of the class or its bases: not a function within a method."""
+def _owners(cls: type) -> frozenset[str]:
+    return frozenset(base.__qualname__ for base in cls.__mro__ if base is not object)
+
+
+def _is_of(route: Any, owners: frozenset[str]) -> bool:
+    """Whether its endpoint is a method of one of these classes: not a function within a method."""
     owner, _, _ = route.endpoint.__qualname__.rpartition(".")
-    return any(owner == base.__qualname__ for base in cls.__mro__ if base is not object)
+    return owner in owners
 
 
-def _methods_among(app: Any, cls: type) -> list[Any]:
-    return [route for _, _, route in _routes(app) if _is_of(route, cls)]
+def _methods_among(app: Any, owners: frozenset[str]) -> list[Any]:
+    return [route for _, _, route in _routes(app) if _is_of(route, owners)]
 
 
 def _resolve_annotations(function: Any) -> None:
@@ -160,11 +168,10 @@ def _resolve_dependencies(dependant: Any) -> None:
         _resolve_dependencies(dependency)
 
 
-def _bind_methods(app: Any, instance: Any) -> None:
+def _bind_methods(app: Any, instance: Any, owners: frozenset[str]) -> None:
     """Give routes that are methods of the instance's class their `self`; drop those of other classes."""
-    cls = type(instance)
     for routes, index, route in list(_routes(app)):
-        if _is_of(route, cls):
+        if _is_of(route, owners):
             _make_again(route, types.MethodType(route.endpoint, instance))
         elif getattr(route.endpoint, _OWNER, None) is not None:
             del routes[index]

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -312,6 +314,35 @@ def test_one_application_in_two_classes_answers_with_each_ones_own_routes(run: R
         assert (await client.http("GET", "/two"))[0] == 404
 
     run(test)
+
+
+def test_a_class_made_in_a_function_keeps_its_routes_in_another_process() -> None:
+    """What cloudpickle makes there lacks the function's part of its name; its methods have it."""
+    app = FastAPI()
+
+    class Base:
+        @app.get("/base")
+        def base(self) -> str:
+            return "base"
+
+    @ingress(app)
+    class Local(Base):
+        @app.get("/own/{name}")
+        def own(self, name: str) -> str:
+            return name
+
+    script = """
+import sys
+from retinue import cloudpickle
+from retinue.serve.ingress import MARK
+cls = cloudpickle.loads(sys.stdin.buffer.read())
+routes = getattr(cls, MARK).make(cls()).routes
+print({route.path: getattr(route.endpoint, "__self__", None) is not None for route in routes[-2:]})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=cloudpickle.dumps(Local), capture_output=True, check=False
+    )
+    assert done.stdout.decode().strip() == "{'/base': True, '/own/{name}': True}", done.stderr.decode()
 
 
 def test_lifespans_run_around_the_requests(run: Run) -> None:
