@@ -66,7 +66,21 @@ class RequestContext:
         return f"RequestContext({fields})"
 
 
-_NO_REQUEST = RequestContext()
+class _NoRequest(RequestContext):
+    """Of code outside of requests. All of it shares this, so nothing can be cancelled by it."""
+
+    __slots__ = ()
+
+    @property
+    def is_cancelled(self) -> bool:  # type: ignore[override]
+        return False
+
+    @is_cancelled.setter
+    def is_cancelled(self, value: bool) -> None:
+        pass
+
+
+_NO_REQUEST = _NoRequest()
 request_context: contextvars.ContextVar[RequestContext] = contextvars.ContextVar(
     "retinue_serve_request", default=_NO_REQUEST
 )

@@ -137,6 +137,13 @@ class _Call:
         if self._task is not None:
             self._task.cancel()
 
+    def outcome(self) -> Any:
+        """The result, if it is there; for the routers' loop."""
+        task = self._task
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        return task.result()
+
     def __await__(self) -> Generator[Any, None, Any]:
         """The result. Cancelling whoever awaits it cancels the call."""
         if self.is_local and _running_loop() is self._routers.loop:
@@ -321,6 +328,8 @@ class DeploymentResponseGenerator(_ResponseBase[R]):
             self._routers.loop.call_soon_threadsafe(self._close_stream)
 
     def _close_stream(self) -> None:
+        if self._stream is None:
+            self._stream = self._call.outcome()  # begun, and never read
         if self._stream is not None:
             self._closing = self._routers.loop.create_task(self._stream.aclose())
 

@@ -111,6 +111,15 @@ def test_a_cancelled_stream_cancels_the_method(deployment: Deployment) -> None:
         next(stream)
 
 
+def test_a_stream_that_nobody_has_read_can_be_cancelled(deployment: Deployment) -> None:
+    (replica,) = deployment.start()
+    stream = handle_of(deployment).options(stream=True).count_then_wait.remote(2)
+    assert stream._call.wait(TIMEOUT_S) is not None  # it has begun
+    stream.cancel()
+    wait_until(lambda: deployment.facts(replica)["cancelled"] == 1)
+    wait_until(lambda: deployment.facts(replica)["ongoing"] == 0)
+
+
 def test_a_cancelled_call_is_cancelled_at_the_replica(deployment: Deployment) -> None:
     (replica,) = deployment.start()
     response = handle_of(deployment).wait.remote()

@@ -123,6 +123,8 @@ class ReplicaRequest(Request):
             return msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return _lenient_json(body)
+        except RecursionError:
+            raise InvalidJSONError("it is nested too deeply", "", 0) from None
 
     async def is_disconnected(self) -> bool:
         return self._context.is_cancelled
@@ -146,6 +148,8 @@ def _lenient_json(body: bytes) -> Any:
         raise InvalidJSONError(error.msg, error.doc, error.pos) from None
     except UnicodeDecodeError as error:
         raise InvalidJSONError(f"the body is not text: {error}", "", 0) from None
+    except RecursionError:
+        raise InvalidJSONError("it is nested too deeply", "", 0) from None
 
 
 # --- answers

@@ -111,7 +111,11 @@ class Policy:
                 replica = running._link.replica
                 if self._router.scheduler.claim(replica):
                     result = ReplicaResult(running.replica_id, pending.metadata.request_id)
-                    self.request_router.on_request_routed(pending, running.replica_id, result)
+                    try:
+                        self.request_router.on_request_routed(pending, running.replica_id, result)
+                    except BaseException:
+                        self._router.over(replica.link, is_known=False)
+                        raise
                     return replica
         return None
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from retinue.serve.context import request_context
 from tests.serve.replica.conftest import Place, Test
 
 Run = Callable[[Test], None]
@@ -263,3 +264,24 @@ def test_a_plain_text_response_from_a_thread(run: Run) -> None:
         assert await asyncio.gather(*(client.http() for _ in range(50)))
 
     run(test)
+
+
+def test_json_that_is_nested_too_deeply_is_the_clients_mistake(run: Run) -> None:
+    class Model:
+        async def __call__(self, request: Request) -> Any:
+            return await request.json()
+
+    async def test(place: Place) -> None:
+        client = await place.start(Model)
+        for body in (b"[" * 100_000, b"[" * 100_000 + b"NaN" + b"]" * 100_000):
+            status, _, text = await client.http("POST", body=body)
+            assert status == 400
+            assert b"nested" in text
+
+    run(test)
+
+
+def test_a_call_that_is_cancelled_before_it_begins_leaves_no_mark_on_others() -> None:
+    outside = request_context.get()
+    outside.is_cancelled = True
+    assert not request_context.get().is_cancelled
