@@ -76,14 +76,26 @@ if TYPE_CHECKING:
     from retinue.serve.multiplexing import multiplexed as multiplexed
 
 
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        from retinue.serve.extras import advice
+
+        text = advice(error)
+        if text is None:
+            raise
+        raise ModuleNotFoundError(text, name=error.name) from error
+
+
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is not None:
-        value = getattr(importlib.import_module(home), name)
+        value = getattr(_import(home), name)
         globals()[name] = value
         return value
     if name in _MODULES:
-        return importlib.import_module(f"retinue.serve.{name}")
+        return _import(f"retinue.serve.{name}")
     if name in _ABSENT:
         from retinue.serve.unsupported import AbsentNameError
 

@@ -9,6 +9,7 @@ import click
 from retinue import __version__
 from retinue.exceptions import RetinueError
 from retinue.serve.cli.options import problem
+from retinue.serve.extras import advice
 
 # Command -> module, name of its function, and what it does: help must not import them all.
 COMMANDS = {
@@ -49,6 +50,11 @@ class LazyCommands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            text = advice(error)
+            if text is None:
+                raise
+            raise click.ClickException(text) from error
         except (RetinueError, OSError, TimeoutError, ValueError) as error:
             raise click.ClickException(problem(error)) from error
 
