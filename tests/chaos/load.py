@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import json
 import threading
 import time
@@ -130,7 +131,7 @@ class Load:
     def longest_gap(self) -> float:
         """Between two good answers that follow each other."""
         ends = sorted(o.ended for o in self.outcomes if o.status == 200)
-        return max(b - a for a, b in zip(ends, ends[1:], strict=False))
+        return max(b - a for a, b in itertools.pairwise(ends))
 
     def explain(self) -> str:
         found = collections.Counter((o.status, o.problem[:200]) for o in self.failed)
@@ -140,4 +141,5 @@ class Load:
 
     def check(self) -> None:
         """Not one request has failed."""
-        assert not self.failed and not self.refused, self.explain()
+        assert not self.failed, self.explain()
+        assert not self.refused, self.explain()

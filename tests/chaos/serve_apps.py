@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,10 @@ class Slow:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.ongoing = 0
 
-    async def __call__(self) -> dict[str, Any]:
-        self.ongoing += 1
-        Path(self.folder, f"began-{os.getpid()}-{self.ongoing}").touch()
+    def __call__(self) -> dict[str, Any]:
+        Path(self.folder, f"began-{os.getpid()}-{threading.get_ident()}").touch()
+        pause = threading.Event()
         while not Path(self.folder, "open").exists():
-            await asyncio.sleep(0.01)
+            pause.wait(0.01)
         return {"pid": os.getpid(), "version": "1"}

@@ -152,9 +152,9 @@ def test_handles_work_in_tasks_and_actors() -> None:
 
 
 def test_what_is_not_there_is_told_with_the_nearest_name() -> None:
-    with pytest.raises(RetinueServeException, match="no application 'grapf'.*graph"):
+    with pytest.raises(RetinueServeException, match=r"no application 'grapf'.*graph"):
         serve.get_app_handle("grapf")
-    with pytest.raises(RetinueServeException, match="no deployment 'Frist'.*First"):
+    with pytest.raises(RetinueServeException, match=r"no deployment 'Frist'.*First"):
         serve.get_deployment_handle("Frist", "graph")
     with pytest.raises(RetinueServeException, match="no application 'x'"):
         serve.delete("x")
@@ -251,7 +251,7 @@ def test_a_config_file_builds_with_typed_arguments_and_a_wrong_one_changes_nothi
         {**named, "route_prefx": "/x"},
         {**named, "deployments": [{"name": "Named", "num_replicas": -1}]},
     ):
-        with pytest.raises(Exception, match="route_prefix|num_replicas"):
+        with pytest.raises(Exception, match=r"route_prefix|num_replicas"):
             apply(wrong)
     apply({**named, "args": {"amount": "many"}})
     until(lambda: serve.status().applications["named"].status == "DEPLOY_FAILED")

@@ -181,7 +181,19 @@ def test_the_longest_prefix_has_the_request(client: httpx.Client) -> None:
         "/models": "models",
     }
     for path in ("/-/healthz", "/livez", "/readyz"):
-        assert client.get(path).status_code == 200
+        answer = client.get(path)
+        assert (answer.status_code, answer.text) == (200, "success")
+
+
+def test_a_route_prefix_that_is_taken_is_refused_without_the_controllers_traceback(
+    client: httpx.Client,
+) -> None:
+    with pytest.raises(ValueError, match="route prefix") as caught:
+        serve.run(Raw.bind(), name="second", route_prefix="/raw")
+    assert (
+        str(caught.value)
+        == "application 'second' cannot have the route prefix '/raw': application 'raw' has it"
+    )
 
 
 def test_the_metrics_count_requests(client: httpx.Client) -> None:
