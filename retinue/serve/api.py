@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 import retinue
-from retinue.exceptions import GetTimeoutError, UnsupportedError
+from retinue.exceptions import GetTimeoutError, RetinueTaskError, UnsupportedError
 from retinue.serve.build import build, resolve
 from retinue.serve.config import (
     ControllerOptions,
@@ -227,7 +227,12 @@ def run_many(
     _connect()  # before building: the driver's runtime_env goes into the applications
     specs = [_built(t) for t in targets]
     controller = _start_controller(controller_options=controller_options)
-    retinue.get(controller.deploy.remote([encode(spec) for spec in specs]))
+    try:
+        retinue.get(controller.deploy.remote([encode(spec) for spec in specs]))
+    except RetinueTaskError as error:
+        if isinstance(error.cause, ValueError):  # what was asked for, not the controller, is wrong
+            raise error.cause from None
+        raise
     if wait_for_applications_running:
         _wait_running(controller, [spec.name for spec in specs])
         if any(t.route_prefix is not None for t in targets):

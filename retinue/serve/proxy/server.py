@@ -222,11 +222,11 @@ class HttpServer:
     def own_answer(self, path: str) -> Answer:
         """The answer to one of `OWN_PATHS` but the metrics', or to a path that is no application's."""
         if path == "/livez":
-            return Answer(200, b"success\n")
+            return Answer(200, b"success")
         if path in ("/-/healthz", "/readyz"):
             if self.is_draining:
                 return answers.DRAINING
-            return Answer(200, b"success\n") if self._has_routes else answers.NOT_READY
+            return Answer(200, b"success") if self._has_routes else answers.NOT_READY
         if path == "/-/routes":
             names = {route.prefix: route.app_name for route in self.routes.routes}
             return Answer(200, json.dumps(names).encode(), [answers.JSON])
