@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from retinue.actor import ActorHandle
 
 logger = logging.getLogger("retinue.serve")
+
+TELL_EVERY_S = 10.0  # what `run` waits for
 
 M = TypeVar("M", bound=BaseModel)
 _status = TypeAdapter(ServeStatus)
@@ -271,9 +274,13 @@ def _driver_env() -> dict[str, Any]:
 def _wait_running(controller: ActorHandle[Any], names: Sequence[str]) -> None:
     """Raises RetinueServeException with the reason if one of them cannot be deployed, or is deleted."""
     version = -1
-    told: dict[str, str] = {}
+    told: dict[str, tuple[str, float]] = {}  # what was said of each, and when
+    change = controller.changed.remote(version)
     while True:
-        version = retinue.get(controller.changed.remote(version))
+        with contextlib.suppress(GetTimeoutError):
+            version = retinue.get(change, timeout=TELL_EVERY_S)
+            change = controller.changed.remote(version)
+        now = time.monotonic()
         applications = _get_status(controller).applications
         waiting = []
         for name in names:
@@ -284,10 +291,13 @@ def _wait_running(controller: ActorHandle[Any], names: Sequence[str]) -> None:
                 raise RetinueServeException(f"application {name!r} could not be deployed: {app.message}")
             if app.status is not ApplicationStatus.RUNNING:
                 waiting.append(name)
-                if app.message and told.get(name) != app.message:
+                message, at = told.get(name, ("", now if not app.message else 0.0))
+                if app.message != message or now - at >= TELL_EVERY_S:
                     # Such as: a replica cannot be placed, and what it lacks. The wait may be for ever.
-                    logger.warning("application %r is not running yet: %s", name, app.message)
-                    told[name] = app.message
+                    said = app.message or "its replicas are starting"
+                    logger.warning("application %r is not running yet: %s", name, said)
+                    at = now
+                told[name] = app.message, at
         if not waiting:
             return
 

@@ -415,6 +415,8 @@ class ServeController:
         await self._check_open()
         config = ServeDeploySchema.model_validate_json(config_json)
         instance = building.instance_of(config, self.instance, config_json)
+        if building.changes_proxies(config, self.instance):
+            logger.warning("proxies run already: their options stay as they are until serve is shut down")
         async with self._targets:
             await self.checkpoint.save_instance(instance)
             is_rescaled = instance.target_capacity != self.instance.target_capacity

@@ -38,6 +38,22 @@ def with_replicas(spec: DeploymentSpec, num_replicas: int) -> DeploymentSpec:
     return msgspec.structs.replace(spec, config=config.model_dump_json().encode())
 
 
+def changes_proxies(config: ServeDeploySchema, known: InstanceRecord) -> bool:
+    """Whether the config says other options of proxies than those that they were started with."""
+    if not known.proxies_are_wanted:
+        return False
+    http = json.loads(known.http_options or b"{}")
+    grpc = json.loads(known.grpc_options or b"{}")
+    said = [
+        (config.http_options.model_dump(mode="json", exclude_unset=True), http),
+        (config.grpc_options.model_dump(mode="json", exclude_unset=True), grpc),
+    ]
+    is_moved = "proxy_location" in config.model_fields_set and config.proxy_location.value != known.location
+    return is_moved or any(
+        name in options and options[name] != value for given, options in said for name, value in given.items()
+    )
+
+
 def instance_of(config: ServeDeploySchema, known: InstanceRecord, text: bytes) -> InstanceRecord:
     """Serve's options by a config. Proxies that run keep theirs."""
     wanted = known.proxies_are_wanted
