@@ -72,7 +72,7 @@ class _NoRequest(RequestContext):
     __slots__ = ()
 
     @property
-    def is_cancelled(self) -> bool:  # type: ignore[override]
+    def is_cancelled(self) -> bool:
         return False
 
     @is_cancelled.setter

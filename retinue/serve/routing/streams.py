@@ -102,12 +102,26 @@ class Replayed:
         self._rest = rest.__aiter__()
         self._kept: list[bytes] | None = [first]
         self._pull: asyncio.Future[bytes] | None = None
+        self._readers = 0  # one, or none; two while an attempt ends and the next begins
 
     def accepted(self) -> None:
+        """Whoever reads now is the last."""
         self._kept = None
+        if not self._readers:
+            self.close()
 
     async def items(self) -> AsyncIterator[bytes]:
         """All items, from the first one."""
+        self._readers += 1
+        try:
+            async for item in self._items():
+                yield item
+        finally:
+            self._readers -= 1
+            if self._kept is None and not self._readers:
+                self.close()
+
+    async def _items(self) -> AsyncIterator[bytes]:
         for item in self._kept or ():
             yield item
         while True:

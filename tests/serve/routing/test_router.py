@@ -240,10 +240,13 @@ def test_every_slot_is_given_back_whatever_happens(
         # and what comes now is answered
         reply = await router.ask("http", b"now", RequestMeta("last", deadline=time.monotonic() + TIMEOUT_S))
         assert reply == b"now"
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(scheduler.usable_replicas()) < len(rooms):  # noqa: ASYNC110 - else in mid-connect
+                await asyncio.sleep(0.005)
         router.close()
         for room in rooms:
             await room.close()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # closed transports leave in the next turns
 
     async def bounded() -> None:
         async with asyncio.timeout(2 * TIMEOUT_S):
