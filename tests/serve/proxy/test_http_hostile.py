@@ -62,7 +62,7 @@ def test_many_pipelined_requests_are_answered_one_by_one() -> None:
 
         async with serving(FunctionRouter(slow)) as served, served.client() as client:
             client.send(get("/app") + get("/livez") * 1000 + get("/app/last"))
-            await until(lambda: len(connection_of(served).pipeline) == 1001)
+            await until(lambda: len(connection_of(served).pipeline) > 300)  # it reads what fits
             gate.set()
             assert (await client.answer())[2] == b"slow"
             for _ in range(1000):
