@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from servebench import catalogue, plots, report, rounds
+from servebench import catalogue, plots, processes, report, rounds
 from servebench.catalogue import Row
 from servebench.peers import PEERS, ROOT, Peer
 from servebench.rounds import Results
@@ -27,6 +27,7 @@ DOCUMENT = ROOT / "docs" / "benchmarks.md"
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    processes.end_in_order_when_told()
     try:
         rows = choose_rows(_names(options.rows))
         peers = choose_peers(_names(options.only))

@@ -55,7 +55,10 @@ async def main() -> None:
             (f"replica, {name}: counts and times", best_us(lambda c=context, m=plain: m.answered(c, reply)))
         )
         rows.append(
-            (f"replica, {name}: the same and a line", best_us(lambda c=context, m=logged: m.answered(c, reply)))
+            (
+                f"replica, {name}: the same and a line",
+                best_us(lambda c=context, m=logged: m.answered(c, reply)),
+            )
         )
         log = logged.access_log
         assert log is not None

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from servebench import load, payloads, wrk
+from servebench import load, payloads, processes, wrk
 from servebench.peers import PEERS, Folder
 from servebench.processes import Server, private_bytes
 from servebench.ready import served
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=0.0, help="requests/s; 0: half of what wrk reaches")
     options = parser.parse_args()
+    processes.end_in_order_when_told()
     seconds = options.minutes * 60
     with Folder() as folder, served(PEERS["retinue"], "echo", folder) as server:
         rate = options.rate or _half_rate(server, folder)

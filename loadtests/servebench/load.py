@@ -5,9 +5,11 @@ Lives here: when requests are sent and what came of them. Does not: figures.
 """
 
 import asyncio
+import gc
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,8 +26,14 @@ LATE_S = 10.0  # how long answers are waited for when the load has ended
 _TIMED = re.compile(rb"tok\d+ (\d+)")
 
 
-def run(coroutine: Awaitable[T]) -> T:
-    return uvloop.run(coroutine)
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Without garbage collections: they would stall the client, and look like a slow server."""
+    gc.collect()
+    gc.disable()
+    try:
+        return uvloop.run(coroutine)
+    finally:
+        gc.enable()
 
 
 def judge(answer: Answer | None, check: Check) -> str:
@@ -217,7 +225,7 @@ class Streams:
     seconds: float = 0.0
     first_s: list[float] = field(default_factory=list)
     delays_s: list[float] = field(default_factory=list)
-    wrong: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)  # those that were not, by what they were
 
 
 async def streams(address: Address, data: bytes, *, clients: int, chunks: int, seconds: float) -> Streams:
@@ -234,8 +242,9 @@ async def streams(address: Address, data: bytes, *, clients: int, chunks: int, s
                 began = time.monotonic_ns()
                 connection.send(data)
                 answer = await done
-                if answer is None or not answer.is_ok or not is_event_stream_right(answer.body, chunks):
-                    result.wrong += 1
+                outcome = judge(answer, lambda a: is_event_stream_right(a.body, chunks))
+                if answer is None or outcome != OK:
+                    result.wrong[outcome] += 1
                 else:
                     result.events += chunks
                     result.first_s.append((answer.pieces[0][0] - began) / 1e9)

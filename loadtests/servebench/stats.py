@@ -49,6 +49,15 @@ class Tally:
     def rate(self, seconds: float, outcome: str = OK) -> float:
         return self.counts[outcome] / seconds
 
+    def without_first(self, seconds: float) -> "Tally":
+        """Only what was due later than `seconds` after the first: connections are made in the beginning."""
+        since = min(self.due, default=0.0) + seconds
+        kept = Tally()
+        for due, took_s, outcome in zip(self.due, self.took_s, self.outcome, strict=True):
+            if due >= since:
+                kept.add(due, took_s, outcome)
+        return kept
+
     def outage_s(self) -> float:
         """The longest time between two answers that were right, from the first due to the last."""
         ends = sorted(d + t for d, t, o in zip(self.due, self.took_s, self.outcome, strict=True) if o == OK)

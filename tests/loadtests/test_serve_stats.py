@@ -35,6 +35,10 @@ def test_everything_but_right_answers_has_failed():
     assert counted.times_of("503") == [0.2]
 
 
+def test_the_beginning_can_be_left_out():
+    assert tally((5, 0.9, "ok"), (5.5, 0.8, "ok"), (6, 0.1, "ok")).without_first(1.0).took_s == [0.1]
+
+
 def test_the_outage_is_the_longest_gap_between_right_answers():
     assert tally((0, 0, "ok"), (1, 0, "ok"), (2, 0, "503"), (4, 0.5, "ok")).outage_s() == 3.5
     assert tally((0, 0, "503")).outage_s() == math.inf
