@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.table(rows, results))
     if options.json:
         if options.append and options.json.exists():
-            results.add(json.loads(options.json.read_text()))
+            results = _read(options.json).followed_by(results)
         options.json.write_text(json.dumps(report.record(rows, results), indent=1) + "\n")
     if options.docs:
         DOCUMENT.write_text(report.insert(DOCUMENT.read_text(), report.markdown(rows, results)))

@@ -37,6 +37,11 @@ class Results:
             self.errors[peer].update(errors)
         self.versions.update(record["versions"])
 
+    def followed_by(self, later: "Results") -> "Results":
+        """This one with what was measured later behind it."""
+        self.add(later.to_json())
+        return self
+
 
 def run_rounds(
     peers: Sequence[Peer], rows: Sequence[Row], rounds: int, seconds: float, *, is_quick: bool = False

@@ -64,6 +64,12 @@ def test_records_add_up(results):
     assert record["figures"]["echo"]["targets"][0] == {"target": "0.7x uvicorn", "is_met": True}
 
 
+def test_later_values_come_behind_earlier_ones(results):
+    later = Results()
+    later.values["retinue"]["echo"] = [1.0]
+    assert results.followed_by(later).values["retinue"]["echo"] == [90.0, 60.0, 70.0, 1.0]
+
+
 def test_only_what_lies_between_the_markers_is_replaced():
     document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     assert report.insert(document, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
