@@ -74,3 +74,8 @@ def of_error(error: BaseException) -> Answer:
     if isinstance(error, RequestCancelledError):
         return Answer(503, b"the request was cancelled\n", [TEXT, retry_after(None)])
     return Answer(500, b"Internal Server Error\n", is_unexpected=True)
+
+
+def error_event(answer: Answer) -> bytes:
+    """The server-sent event with which a stream ends that cannot go on."""
+    return b"event: error\ndata: " + answer.body.strip() + b"\n\n"

@@ -17,7 +17,7 @@ import msgspec
 
 from retinue.serve.messages import HttpHead, HttpResponseHead, Route, encode, pack, unpack
 from retinue.serve.proxy import answers
-from retinue.serve.proxy.http import METRICS_PATH, is_event_stream, start_message
+from retinue.serve.proxy.http import METRICS_PATH, is_event_stream, send_body, start_message
 from retinue.serve.proxy.requests import BadHeaderError, Passage
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class AsgiSide:
                 await self._say(progress, passage, scope, proxy.own_answer(scope["path"]))
                 return
             meta = passage.read_headers(route, scope["known"], proxy.request_timeout_s, proxy.ids)
-            head = self._head(scope, route, meta, passage, [])
+            head = proxy.head_of(scope, route, meta, passage)
             watcher = asyncio.ensure_future(self._exchange(head, route, meta, upload, progress, passage))
             status = await upload.guard(watcher, ignores_disconnect=passage.ignores_disconnect)
             proxy.finished(passage, status, scope["client"])
@@ -82,10 +82,7 @@ class AsgiSide:
         except _BodyTooLargeError:
             await self._say(progress, passage, scope, answers.too_large(proxy.limits.max_body_bytes))
         except Exception as error:  # noqa: BLE001 - each has an answer
-            answer = answers.of_error(error)
-            if answer.is_unexpected:
-                proxy.log_failure(passage, error)
-            await self._say(progress, passage, scope, answer)
+            await self._say(progress, passage, scope, proxy.answer_to(error, passage))
 
     async def _exchange(
         self,
@@ -109,12 +106,7 @@ class AsgiSide:
             progress.head = answer
             await progress.send(start)
             items[0] = bytes(first)
-            while items:
-                body = items[0] if len(items) == 1 else b"".join(items)
-                if body:
-                    await progress.send({"type": "http.response.body", "body": body, "more_body": True})
-                items = await stream.read()
-            await progress.send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_body(progress.send, items, stream)
             return answer.status
         finally:
             await stream.aclose()
@@ -130,31 +122,9 @@ class AsgiSide:
             await progress.send({"type": "http.response.body", "body": answer.body, "more_body": False})
             return
         if is_event_stream(progress.head):
-            event = b"event: error\ndata: " + answer.body.strip() + b"\n\n"
+            event = answers.error_event(answer)
             await progress.send({"type": "http.response.body", "body": event, "more_body": True})
         # Returning without the last chunk: uvicorn closes the connection in the middle of the body.
-
-    def _head(
-        self, scope: Any, route: Route, meta: RequestMeta, passage: Passage, subprotocols: list[str]
-    ) -> HttpHead:
-        return HttpHead(
-            scope.get("method", "GET"),
-            scope["path"],
-            scope["raw_path"],
-            scope["query_string"],
-            scope["headers"],
-            route.prefix,
-            self._proxy.root_path,
-            scope["scheme"],
-            scope["http_version"],
-            scope["client"],
-            scope["server"],
-            meta.model_id,
-            meta.session_id,
-            subprotocols,
-            passage.ignores_disconnect,
-            self._proxy.shows_errors,
-        )
 
     # --- websockets
 
@@ -170,17 +140,14 @@ class AsgiSide:
             return
         try:
             meta = passage.read_headers(route, known, None, proxy.ids)
-            head = self._head(scope, route, meta, passage, list(scope.get("subprotocols", ())))
+            head = proxy.head_of(scope, route, meta, passage, list(scope.get("subprotocols", ())))
             stream = await proxy.router(route).exchange("websocket", encode(head), _messages(receive), meta)
             await self._pass_on(stream, progress)
             proxy.finished(passage, 101 if progress.is_accepted else 403, scope["client"])
         except BadHeaderError as error:
             await self._close(progress, passage, scope, answers.bad_request(str(error)))
         except Exception as error:  # noqa: BLE001 - each has an answer
-            answer = answers.of_error(error)
-            if answer.is_unexpected:
-                proxy.log_failure(passage, error)
-            await self._close(progress, passage, scope, answer)
+            await self._close(progress, passage, scope, proxy.answer_to(error, passage))
 
     @staticmethod
     async def _pass_on(stream: RoutedStream, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -28,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from retinue.serve.messages import HttpHead, HttpResponseHead, Route, pack, unpack
+from retinue.serve.messages import HttpResponseHead, Route, pack, unpack
 from retinue.serve.proxy import answers
 from retinue.serve.proxy.answers import Answer
 from retinue.serve.proxy.requests import (
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
     from retinue.serve.proxy.server import HttpServer
     from retinue.serve.routing.asking import Asking
-    from retinue.serve.routing.router import RequestMeta
     from retinue.serve.routing.streams import RoutedStream
 
 # Bodies up to this size go in one piece, above it they are streamed.
@@ -289,7 +289,7 @@ class ProxyProtocol(HttpToolsProtocol):
         proxy = self.proxy
         try:
             meta = passage.read_headers(route, self.known_of(cycle), proxy.request_timeout_s, proxy.ids)
-            body = pack(self.head_of(cycle.scope, route, meta, passage), cycle.body)
+            body = pack(proxy.head_of(cycle.scope, route, meta, passage), cycle.body)
             then = functools.partial(self._answered, cycle, passage)
             asking = proxy.router(route).ask_soon("http", body, meta, then)
         except BadHeaderError as error:
@@ -326,27 +326,6 @@ class ProxyProtocol(HttpToolsProtocol):
         else:
             self._task = self.loop.create_task(self._stream(cycle, passage, reply))  # type: ignore[arg-type]
 
-    def head_of(self, scope: Any, route: Route, meta: RequestMeta, passage: Passage) -> HttpHead:
-        """The request's head as the replica gets it."""
-        return HttpHead(
-            scope.get("method", "GET"),
-            scope["path"],
-            scope["raw_path"],
-            scope["query_string"],
-            scope["headers"],
-            route.prefix,
-            self.proxy.root_path,
-            scope["scheme"],
-            scope["http_version"],
-            self.client,
-            self.server,  # type: ignore[arg-type]
-            meta.model_id,
-            meta.session_id,
-            [],
-            passage.ignores_disconnect,
-            self.proxy.shows_errors,
-        )
-
     async def _stream(self, cycle: RequestResponseCycle, passage: Passage, stream: RoutedStream) -> None:
         """Pass a streamed answer on, what came together in one write. Its first item begins with the head."""
         head: HttpResponseHead | None = None
@@ -358,12 +337,7 @@ class ProxyProtocol(HttpToolsProtocol):
             start = start_message(answer, passage)
             await cycle.send(start)
             self.proxy.first_chunk(passage)
-            while items:
-                body = items[0] if len(items) == 1 else b"".join(items)
-                if body:
-                    await cycle.send({"type": "http.response.body", "body": body, "more_body": True})
-                items = await stream.read()
-            await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_body(cycle.send, items, stream)
         except asyncio.CancelledError:
             self.proxy.finished(passage, answers.CLIENT_LEFT, self.client)
             if not cycle.disconnected:
@@ -384,16 +358,14 @@ class ProxyProtocol(HttpToolsProtocol):
         """A stream that broke after its first byte never ends as one that is complete."""
         self.proxy.log_failure(passage, error)
         if is_event_stream(head) and cycle.chunked_encoding and not cycle.disconnected:
-            event = b"event: error\ndata: " + answers.of_error(error).body.strip() + b"\n\n"
+            event = answers.error_event(answers.of_error(error))
             self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
         cycle.response_complete = True
         self.transport.close()
         self.proxy.finished(passage, answers.of_error(error).status, self.client)
 
     def _failed(self, cycle: RequestResponseCycle, passage: Passage, error: Exception) -> None:
-        answer = answers.of_error(error)
-        if answer.is_unexpected:
-            self.proxy.log_failure(passage, error)
+        answer = self.proxy.answer_to(error, passage)
         if cycle.response_started:
             self.transport.close()
             self.proxy.finished(passage, answer.status, self.client)
@@ -532,6 +504,16 @@ class _HeadTooLargeError(Exception):
 
 class _BadTargetError(Exception):
     """Raised through the parser."""
+
+
+async def send_body(send: Callable[[Any], Awaitable[None]], items: list[bytes], stream: RoutedStream) -> None:
+    """Send a body's first items and the rest of the stream, what came together in one write, and its end."""
+    while items:
+        body = items[0] if len(items) == 1 else b"".join(items)
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        items = await stream.read()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def is_event_stream(head: HttpResponseHead) -> bool:

@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from retinue.serve.access_log import Access, AccessLog
-from retinue.serve.messages import Route, RouteTable
+from retinue.serve.messages import HttpHead, Route, RouteTable
 from retinue.serve.proxy import answers
 from retinue.serve.proxy.accepting import Accepting
 from retinue.serve.proxy.answers import Answer
@@ -31,7 +31,7 @@ from retinue.serve.proxy.routes import RouteFinder
 
 if TYPE_CHECKING:
     from retinue.serve.routing.process import RouterSet
-    from retinue.serve.routing.router import Router
+    from retinue.serve.routing.router import RequestMeta, Router
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +217,29 @@ class HttpServer:
             self._by_route[route.prefix] = router
         return router
 
+    def head_of(
+        self, scope: Any, route: Route, meta: RequestMeta, passage: Passage, subprotocols: Sequence[str] = ()
+    ) -> HttpHead:
+        """A request's head as the replica gets it."""
+        return HttpHead(
+            scope.get("method", "GET"),  # websockets have none
+            scope["path"],
+            scope["raw_path"],
+            scope["query_string"],
+            scope["headers"],
+            route.prefix,
+            self.root_path,
+            scope["scheme"],
+            scope["http_version"],
+            scope["client"],
+            scope["server"],
+            meta.model_id,
+            meta.session_id,
+            list(subprotocols),
+            passage.ignores_disconnect,
+            self.shows_errors,
+        )
+
     # --- what it answers itself
 
     def own_answer(self, path: str) -> Answer:
@@ -268,6 +291,13 @@ class HttpServer:
     def first_chunk(self, passage: Passage) -> None:
         """A streamed answer has begun."""
         self._measures.first_chunk(passage, time.monotonic() - passage.began)
+
+    def answer_to(self, error: Exception, passage: Passage) -> Answer:
+        """What a request's client is told of an error; one that is not foreseen is logged, too."""
+        answer = answers.of_error(error)
+        if answer.is_unexpected:
+            self.log_failure(passage, error)
+        return answer
 
     @staticmethod
     def log_failure(passage: Passage, error: Exception) -> None:

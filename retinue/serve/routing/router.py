@@ -170,12 +170,7 @@ class Router:
                 lost = self.failed(link, error, meta, lost)
                 replica = None
             else:
-                scheduler = self.scheduler
-                scheduler.done(replica, connection.loads[REPLICA_DOOR])
-                if scheduler.queued:
-                    self._assign()
-                if self._policy is not None:
-                    self._policy.completed(link, meta.request_id)
+                self.answered(link, meta)
                 return reply
 
     async def ask(self, method: str, body: bytes, meta: RequestMeta) -> bytes | RoutedStream:
